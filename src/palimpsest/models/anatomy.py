@@ -1,0 +1,104 @@
+"""Where the parts of a decoder are, whatever its architecture calls them: layers, feed-forward blocks, projections.
+
+Found by structure, not by name of the architecture.  Shapes: B rows, T tokens, D hidden units, F feed-forward units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from palimpsest.core.errors import InputError
+
+_FEED_FORWARD_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "ff")
+
+
+def base_of(model: nn.Module) -> Any:
+    """The Hugging Face model inside a PEFT wrapper, or the model itself."""
+    return cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model
+
+
+def layers(model: nn.Module) -> Sequence[nn.Module]:
+    """The transformer's layers, first to last.  Raises `InputError` for a model without a list of like layers."""
+    base = base_of(model)
+    stacks = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
+    alike = [stack for stack in stacks if len({type(layer) for layer in stack}) == 1 and _feed_forward(stack[0])]
+    if not alike:
+        raise InputError(
+            f"{type(base).__name__} has no stack of layers with a feed-forward block that can be addressed"
+        )
+    return cast(Sequence[nn.Module], max(alike, key=len))
+
+
+def _feed_forward(layer: nn.Module) -> nn.Module | None:
+    return next((child for name, child in layer.named_children() if name in _FEED_FORWARD_NAMES), None)
+
+
+def feed_forward(layer: nn.Module) -> nn.Module:
+    """The feed-forward block of a layer (dense or mixture of experts)."""
+    block = _feed_forward(layer)
+    if block is None:
+        raise InputError(f"{type(layer).__name__} has no feed-forward block that can be addressed")
+    return block
+
+
+def down_projection(block: nn.Module) -> nn.Module:
+    """The last matrix of a dense feed-forward block, (F -> D): its rows (or columns) are the value vectors."""
+    linear = [child for child in block.modules() if hasattr(child, "weight") and cast(Tensor, child.weight).ndim == 2]
+    if not linear:
+        raise InputError(f"{type(block).__name__} has no matrices that can be addressed (a mixture of experts?)")
+    return linear[-1]
+
+
+def value_vectors(projection: nn.Module) -> Tensor:
+    """The (F, D) view of a down projection's weight, however the architecture stores it (`Linear` or `Conv1D`)."""
+    weight = cast(Tensor, projection.weight)
+    return weight.T if isinstance(projection, nn.Linear) else weight
+
+
+@contextmanager
+def hooked(*pairs: tuple[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Run with forward hooks on modules; removes its own hooks only, whatever happens inside."""
+    handles = [module.register_forward_hook(hook) for module, hook in pairs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def output_of(returned: Any) -> Tensor:
+    """The hidden states in what a layer returned: itself, or the first of a tuple."""
+    return returned[0] if isinstance(returned, tuple) else returned
+
+
+def with_output(returned: Any, hidden: Tensor) -> Any:
+    """What a layer returned, with other hidden states in it."""
+    return (hidden, *returned[1:]) if isinstance(returned, tuple) else hidden
+
+
+class _Enough(Exception):
+    """Ends a forward pass whose later layers nobody asked for."""
+
+
+def capture(model: nn.Module, layer: int, run: Callable[[], Any]) -> Tensor:
+    """The output of a layer during ``run()``, (B, T, D), with its graph; the layers above it are not computed."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output_of(output))
+        raise _Enough
+
+    with hooked((layers(model)[layer], keep)), suppress(_Enough):
+        run()
+    return seen[0]
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models of one architecture hold equal weights, bit by bit."""
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name].to(a[name].device)) for name in a)
