@@ -1,7 +1,7 @@
-"""Tokenised rows and the batches cut from them.  A batch is a pure function of (seed, step), so nothing is replayed on resume.
+"""Tokenised rows and the batches cut from them.  A batch is a pure function of (seed, step): a resume replays nothing.
 
-Losses divide by the totals of the whole step (`Batch.total_rows`, `Batch.total_tokens`), never by those of the share they
-see: so the shares of several processes, or of several micro-batches, add up to the very same loss.
+Losses divide by the totals of the whole step (`Batch.total_rows`, `Batch.total_tokens`), never by those of the share
+they see: so the shares of several processes, or of several micro-batches, add up to the very same loss.
 Knows nothing of models.  Shapes: B rows, T tokens, N rows of the table.
 """
 
@@ -45,7 +45,9 @@ class Batch:
         return self.labels[:, 1:]
 
     def to(self, device: torch.device | str) -> Batch:
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors)
 
     def share(self, index: int, shares: int) -> Batch:
@@ -124,7 +126,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batches:
-    """Shuffled batches of equal size, rows of similar length together.  ``batches(step)`` depends on `seed` and `step` alone.
+    """Shuffled batches of equal size, rows of similar length together; ``batches(step)`` is a function of (seed, step).
 
     Every row comes once an epoch; an epoch's incomplete last batch is filled from the next epoch's order.
     Shuffling sorts by length only inside windows of 32 batches, so a batch is nearly a uniform draw.
@@ -140,7 +142,9 @@ class Batches:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {self.batch_size}")
         if (self.encoded.lengths <= np.maximum(self.encoded.starts, 1)).all():
-            raise InputError("every label is masked: no row has a token to learn after its prompt (cut off by max_length?)")
+            raise InputError(
+                "every label is masked: no row has a token to learn after its prompt (cut off by max_length?)"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -162,8 +166,8 @@ class Batches:
         for epoch in np.unique(places // len(self.encoded)):
             inside = places // len(self.encoded) == epoch
             rows[inside] = self._epoch(int(epoch))[places[inside] % len(self.encoded)]
-        rows = rows[np.argsort(self.encoded.lengths[rows], kind="stable")].reshape(_BUCKET, self.batch_size)
-        return numpy_rng(self.seed, "window", window).permutation(rows)
+        order = np.argsort(self.encoded.lengths[rows], kind="stable")
+        return numpy_rng(self.seed, "window", window).permutation(rows[order].reshape(_BUCKET, self.batch_size))
 
     def _epoch(self, epoch: int) -> np.ndarray:
         return numpy_rng(self.seed, "epoch", epoch).permutation(len(self.encoded))
@@ -173,7 +177,7 @@ class Batches:
 class Packed:
     """Blocks of exactly `length` tokens, filled with whole shuffled documents; a document goes on in the next block.
 
-    Positions restart at each document and no attention mask is given: the models then keep documents apart by themselves.
+    Positions restart at each document and no attention mask is given: models then keep documents apart by themselves.
     """
 
     encoded: Encoded
@@ -206,7 +210,13 @@ class Packed:
         )
 
     def _fill(
-        self, ids: np.ndarray, labels: np.ndarray, positions: np.ndarray, order: np.ndarray, ends: np.ndarray, start: int
+        self,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        positions: np.ndarray,
+        order: np.ndarray,
+        ends: np.ndarray,
+        start: int,
     ) -> int:
         """Fill one block from token `start` of the epoch's stream; return its first row."""
         total = int(ends[-1])
@@ -246,7 +256,7 @@ Tree = TypeVar("Tree")
 
 
 def share(tree: Tree, index: int, shares: int) -> Tree:
-    """The `index`-th of `shares` shares of a batch: a `Batch`, a tensor (rows first), or a dict, list or tuple of them."""
+    """The `index`-th of `shares` shares of a batch: `Batch`, tensor (rows first), or dict, list, tuple of them."""
     if shares == 1:
         return tree
     if isinstance(tree, Batch):
@@ -256,7 +266,7 @@ def share(tree: Tree, index: int, shares: int) -> Tree:
     if isinstance(tree, dict):
         return {name: share(value, index, shares) for name, value in tree.items()}  # type: ignore[return-value]
     if isinstance(tree, list | tuple):
-        return type(tree)(share(value, index, shares) for value in tree)  # type: ignore[call-arg, return-value]
+        return type(tree)(share(value, index, shares) for value in tree)
     return tree
 
 
@@ -267,7 +277,7 @@ def to_device(tree: Tree, device: torch.device | str) -> Tree:
     if isinstance(tree, dict):
         return {name: to_device(value, device) for name, value in tree.items()}  # type: ignore[return-value]
     if isinstance(tree, list | tuple):
-        return type(tree)(to_device(value, device) for value in tree)  # type: ignore[call-arg, return-value]
+        return type(tree)(to_device(value, device) for value in tree)
     return tree
 
 
