@@ -26,3 +26,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name.lower(), choices, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(choices)}"
     return InputError(f"unknown {kind} '{name}': {hint}")
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient stopped being a finite number.  The model holds the last finite weights."""
+
+    def __init__(self, step: int, of: int, found: str, last: tuple[int, float] | None, lr: float, kept: str = ""):
+        before = f"last finite loss {last[1]:.4g} at step {last[0]}" if last else "no finite loss before it"
+        super().__init__(
+            f"training diverged at step {step} of {of}: {found} ({before}; learning rate {lr:.3g}); "
+            f"a smaller lr, a longer warmup or a smaller clip may help{kept}"
+        )
+        self.step = step
+        self.lr = lr
