@@ -1,0 +1,118 @@
+"""Small configurations of the three common decoder families, by name: ``llama-tiny``, ``gpt2-mini``, ``qwen-small``, ...
+
+| size  | width | layers | heads | parameters (vocabulary of 1024) |
+|-------|-------|--------|-------|---------------------------------|
+| tiny  |    64 |      2 |     4 | about 0.2 million               |
+| mini  |   128 |      4 |     4 | about 1 million                 |
+| small |   256 |      6 |     8 | about 5 million                 |
+
+`llama` is the plain rotary, RMS-norm, gated form; `gpt2` has learned positions, layer norms and biases (dropout is off:
+runs at this scale are compared token by token); `qwen` is Qwen3 with query/key norms and two query heads a key head.
+Embeddings are tied: at these sizes a second table would be a good part of the model.  Knows nothing of tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.core.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int
+    layers: int
+    heads: int
+
+    @property
+    def gated_width(self) -> int:
+        """Of a gated feed-forward layer: 8/3 of the width, as Llama has it, rounded up to a multiple of 8."""
+        return -(-self.width // 3) * 8
+
+
+SIZES = {"tiny": Size(64, 2, 4), "mini": Size(128, 4, 4), "small": Size(256, 6, 8)}
+
+
+def llama(size: Size, **common: Any) -> PretrainedConfig:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=size.width,
+        intermediate_size=size.gated_width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        **common,
+    )
+
+
+def gpt2(size: Size, **common: Any) -> PretrainedConfig:
+    from transformers import GPT2Config
+
+    common["n_positions"] = common.pop("max_position_embeddings")
+    return GPT2Config(
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        **common,
+    )
+
+
+def qwen(size: Size, **common: Any) -> PretrainedConfig:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        hidden_size=size.width,
+        intermediate_size=size.gated_width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads // 2,
+        head_dim=size.width // size.heads,
+        **common,
+    )
+
+
+FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {"llama": llama, "gpt2": gpt2, "qwen": qwen}
+NAMES = tuple(f"{family}-{size}" for family in FAMILIES for size in SIZES)
+
+
+def config(
+    wanted: str | dict[str, Any] | PretrainedConfig,
+    *,
+    vocab_size: int,
+    max_length: int,
+    pad_id: int,
+    bos_id: int,
+    eos_id: int,
+) -> PretrainedConfig:
+    """The transformers config called `wanted`, for a vocabulary and a context of `max_length` tokens.
+
+    `wanted` may also be a transformers config, or a dict with ``model_type`` and any of that config's fields: it is
+    copied, and keeps its own context length unless that is missing.  Vocabulary and special tokens always follow the tokenizer.
+    `InputError` for an unknown name, or a dict that no config class accepts.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    special = {"vocab_size": vocab_size, "pad_token_id": pad_id, "bos_token_id": bos_id, "eos_token_id": eos_id}
+    if isinstance(wanted, str):
+        if wanted not in NAMES:
+            raise unknown("model config", wanted, NAMES)
+        family, size = wanted.split("-")
+        return FAMILIES[family](SIZES[size], max_position_embeddings=max_length, tie_word_embeddings=True, **special)
+    fields = wanted.to_dict() if isinstance(wanted, PretrainedConfig) else dict(wanted)
+    if "model_type" not in fields:
+        raise InputError("a config given as a dict needs 'model_type' (llama, gpt2, qwen3, ...)")
+    if not {"max_position_embeddings", "n_positions"} & fields.keys():
+        fields["max_position_embeddings"] = max_length
+    try:
+        return AutoConfig.for_model(**{**fields, **special})
+    except (ValueError, TypeError) as error:
+        raise InputError(f"not a model config: {str(error).splitlines()[0]}") from error
