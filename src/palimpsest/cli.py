@@ -1,0 +1,205 @@
+"""The command line.  Each command is a dataclass (tyro makes its flags); each method's flags are its hyper-parameters.
+
+Nothing heavy is imported before a command is known, so that ``palimpsest --help`` answers at once.
+Exit codes: 0 done, 1 a claim or a verification failed, 2 bad input (one line on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import palimpsest
+from palimpsest.core.errors import InputError, TrainingDiverged, unknown
+
+PROGRAM = "palimpsest"
+Arguments = list[str]
+
+COMMANDS: dict[str, str] = {
+    "run": "teach a model, make it forget, audit it and write the proof: with no argument, on an embedded world",
+    "forget": "one unlearning method on your model and your records",
+    "audit": "measure what a model still knows, against a reference",
+    "curate": "choose or weigh the data worth learning from",
+    "compare": "several methods on your own data, one table, same budget",
+    "reproduce": "re-run the claims of papers, with seeds, intervals and a negative control",
+    "papers": "the catalogue of papers, searched by meaning",
+    "verify": "re-check a certificate: signature, hashes and, on demand, the numbers",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except (InputError, TrainingDiverged) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as interrupt:
+        _say(f"interrupted: {interrupt or 'run the same command again to go on'}")
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            where = f"{error.filename}: " if error.filename else ""
+            return _fail(f"{where}{os.strerror(error.errno)}")
+        raise
+
+
+def _dispatch(arguments: Arguments) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"{PROGRAM} {palimpsest.__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    return _handlers()[command](rest)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND [options]",
+            "",
+            "Teach a model, make it forget, and prove both.",
+            "",
+            *lines,
+            "",
+            f"'{PROGRAM} COMMAND --help' shows a command's options, '{PROGRAM} forget METHOD --help' a method's.",
+        ]
+    )
+
+
+def _handlers() -> dict[str, Callable[[Arguments], int]]:
+    return {
+        "run": _run,
+        "forget": lambda rest: _method("forget", rest),
+        "audit": lambda rest: _method("audit", rest),
+        "curate": lambda rest: _method("curate", rest),
+        "compare": _compare,
+        "reproduce": _reproduce,
+        "papers": _papers,
+        "verify": _verify,
+    }
+
+
+def _run(rest: Arguments) -> int:
+    from palimpsest.jobs import run
+
+    return run.run(_parse(run.Run, rest, f"{PROGRAM} run"))
+
+
+def _compare(rest: Arguments) -> int:
+    from palimpsest.jobs import compare
+
+    verb, rest = _positional(rest, "VERB", compare.VERBS, f"{PROGRAM} compare")
+    return compare.VERBS[verb](_parse(compare.Compare, rest, f"{PROGRAM} compare {verb}"))
+
+
+def _reproduce(rest: Arguments) -> int:
+    from palimpsest.jobs import reproduce
+
+    slugs, rest = _leading(rest)
+    return reproduce.reproduce(slugs, _parse(reproduce.Reproduce, rest, f"{PROGRAM} reproduce [SLUG ...]"))
+
+
+def _papers(rest: Arguments) -> int:
+    from palimpsest.jobs import papers
+
+    words, rest = _leading(rest)
+    return papers.papers(" ".join(words), _parse(papers.Papers, rest, f"{PROGRAM} papers [QUERY]"))
+
+
+def _verify(rest: Arguments) -> int:
+    from palimpsest.jobs import verify
+
+    folders, rest = _leading(rest)
+    options = _parse(verify.Verify, rest, f"{PROGRAM} verify FOLDER")
+    if len(folders) != 1:
+        raise InputError(f"wanted one folder with a certificate, got {len(folders)}: {PROGRAM} verify FOLDER")
+    return verify.verify(folders[0], options)
+
+
+def _method(verb: str, rest: Arguments) -> int:
+    """``palimpsest VERB METHOD [flags]``: the verb's own flags and the method's hyper-parameters side by side."""
+    from palimpsest.core import methods
+    from palimpsest.jobs import single
+
+    known = {info.name: info for info in methods.all_methods(verb)}
+    summaries = {name: info.summary for name, info in known.items()}
+    name, rest = _positional(rest, "METHOD", summaries, f"{PROGRAM} {verb}")
+    info = methods.get(verb, name)
+    job, options = single.JOBS[verb]
+    together = dataclasses.make_dataclass(
+        "Together", [("options", _flat(options)), ("method", _flat(info.cls))], namespace={"__doc__": info.summary}
+    )
+    parsed = _parse(together, rest, f"{PROGRAM} {verb} {info.name}")
+    return job(info, parsed.method, parsed.options)
+
+
+def _flat(cls: type) -> Any:
+    import tyro
+
+    return tyro.conf.OmitArgPrefixes[cls]  # type: ignore[valid-type]
+
+
+def _positional(rest: Arguments, kind: str, known: dict[str, Any], program: str) -> tuple[str, Arguments]:
+    """The leading word of the arguments; without one, the list of what there is."""
+    if not rest or rest[0] in ("-h", "--help"):
+        width = max(map(len, known), default=0)
+        lines = [f"  {name:<{width}}  {text if isinstance(text, str) else ''}".rstrip() for name, text in known.items()]
+        print("\n".join([f"usage: {program} {kind} [options]", "", *lines]))
+        raise SystemExit(0 if rest else 2)
+    if rest[0].startswith("-"):
+        raise InputError(f"wanted {kind} first, got '{rest[0]}': {program} {kind} [options]")
+    if rest[0].replace("_", "-").lower() not in known:
+        raise unknown(f"{kind.lower()}", rest[0], known)
+    return rest[0].replace("_", "-").lower(), rest[1:]
+
+
+def _leading(rest: Arguments) -> tuple[Arguments, Arguments]:
+    """The words before the first flag, and the rest."""
+    first = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+    return rest[:first], rest[first:]
+
+
+def _parse(cls: type, rest: Arguments, program: str) -> Any:
+    """The dataclass filled from flags; what is wrong with them becomes one line."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(cls, args=rest, prog=program)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        words = re.sub(r"\x1b\[[0-9;]*m|[^\x20-\x7e]+", " ", complaint.getvalue())  # colours and boxes
+        said = " ".join(re.split(r"Argument helptext|For full helptext", words)[0].split())
+        raise InputError(f"{said} (see {program} --help)") from None
+
+
+def _say(line: str) -> None:
+    print(f"{PROGRAM}: {line}", file=sys.stderr)
+
+
+def _fail(message: str) -> int:
+    _say("error: " + " ".join(message.split()))
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

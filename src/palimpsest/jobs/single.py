@@ -1,0 +1,140 @@
+"""``palimpsest forget METHOD`` and ``palimpsest audit METHOD``: one method on the user's model and records."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from palimpsest.core.errors import InputError
+from palimpsest.core.files import write_json
+from palimpsest.core.methods import MethodInfo, config_of
+
+if TYPE_CHECKING:
+    from palimpsest.data.request import ForgetRequest
+    from palimpsest.models.lm import LM
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetOptions:
+    """What to forget, from which model, and where the result goes."""
+
+    model: str  # folder or hub name of the model
+    forget: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["--request"])
+    ]  # records that must go; given several times: requests served one after the other
+    retain: str | None = None  # records that the method may train on to stay useful
+    utility: str | None = None  # records that only measure usefulness; default: a quarter of retain
+    holdout: str | None = None  # records the model never saw, like those to forget
+    train: str | None = None  # everything the model was trained on
+    out: str = "palimpsest-out"  # folder for the model and its record
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """The models to compare and the records to compare them on."""
+
+    before: str  # folder or hub name of the model before forgetting
+    after: str  # ... after forgetting
+    forget: str  # records that must be gone
+    reference: str | None = None  # a model trained without them
+    retain: str | None = None  # records the method may have trained on
+    utility: str | None = None  # records that only measure usefulness; default: a quarter of retain
+    holdout: str | None = None  # records no model ever saw, like those to forget
+    out: str = "palimpsest-out"  # folder for evidence, report and certificate
+
+
+def forget(info: MethodInfo, method: Any, options: ForgetOptions) -> int:
+    """Run the method on every request in turn; write ``OUT/model`` and ``OUT/forget.json``."""
+    from palimpsest.core.watch import Watch
+    from palimpsest.data.request import ForgetRequest
+    from palimpsest.models.lm import LM
+
+    others = {name: getattr(options, name) for name in ("retain", "utility", "holdout", "train")}
+    requests = [ForgetRequest.read(source, **others) for source in options.forget]
+    out = Path(options.out)
+    lm = start = LM.load(options.model)
+    _announce(info, method, lm, requests[0])
+    stream = [{"request": "before", **_usefulness(lm, requests[0])}]
+    for number, request in enumerate(requests, 1):
+        folder = out / ".unfinished" / f"{info.name}-{number}"
+        lm = method(lm, request, watch=Watch(checkpoint=folder))
+        stream.append({"request": request.name, "data": request.describe(), **_usefulness(lm, request)})
+        _say(f"request {number} of {len(requests)} ({request.name}): " + _in_words(stream[-1]))
+    lm.save(out / "model")
+    record = {
+        "method": {"name": info.name, "paper": info.paper, "config": config_of(method)},
+        "model": {
+            "before": {"source": options.model, "sha256": start.sha256},
+            "after": {"source": "model", "sha256": lm.sha256, "guarded": lm.guard is not None},
+        },
+        "stream": stream,
+    }
+    write_json(out / "forget.json", record)
+    shutil.rmtree(out / ".unfinished", ignore_errors=True)
+    _say(f"wrote {out / 'model'}; now: palimpsest audit muse --before {options.model} --after {out / 'model'} ...")
+    return 0
+
+
+def audit(info: MethodInfo, method: Any, options: AuditOptions) -> int:
+    """Run the audit; write the evidence with its report, model card and certificate into OUT."""
+    from palimpsest.data.request import ForgetRequest
+    from palimpsest.jobs.proof import write_proof
+    from palimpsest.models.lm import LM
+
+    sets = {name: getattr(options, name) for name in ("retain", "utility", "holdout")}
+    request = ForgetRequest.read(options.forget, **sets)
+    before, after = LM.load(options.before), LM.load(options.after)
+    reference = LM.load(options.reference) if options.reference else None
+    if before.sha256 == after.sha256 and before.guard == after.guard:
+        raise InputError(
+            f"--before and --after are the same model (weights {before.sha256[:12]}): nothing was forgotten"
+        )
+    evidence = method(before, after, request, reference)
+    write_proof(evidence, Path(options.out))
+    return 0
+
+
+JOBS: dict[str, tuple[Callable[[MethodInfo, Any, Any], int], type]] = {
+    "forget": (forget, ForgetOptions),
+    "audit": (audit, AuditOptions),
+}
+
+
+def _announce(info: MethodInfo, method: Any, lm: LM, request: ForgetRequest) -> None:
+    """One line on memory and time before the work, and a refusal if it cannot fit."""
+    from palimpsest.forget.unlearn import Budget
+    from palimpsest.jobs.plan import plan_training, refuse_if_too_large
+
+    if not isinstance(method, Budget):
+        return
+    encoded = lm.encode(request.forget, max_length=method.max_length)
+    plan = plan_training(
+        f"{info.name} on {len(encoded)} records",
+        lm,
+        steps=method.total_steps(method.batches(encoded)),
+        batch_size=method.batch_size,
+        tokens=int(encoded.lengths.mean()),
+        lora_rank=method.lora_rank,
+    )
+    _say(str(plan))
+    refuse_if_too_large(plan)
+
+
+def _usefulness(lm: LM, request: ForgetRequest) -> dict[str, float]:
+    """Mean loss a token on what must go and on what must stay."""
+    tables = {"forget_nll": request.forget, "utility_nll": request.utility or request.retain}
+    return {name: float(lm.nll(table).mean()) for name, table in tables.items() if table is not None}
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in row.items() if isinstance(value, float))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
