@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ class Checkpoint:
     step: int  # steps done
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    trace: dict[str, Tensor]  # one float64 a step
-    state: dict[str, Any]
-    run: dict[str, Any]
+    trace: dict[str, Tensor] = field(default_factory=dict)  # one float64 a step
+    state: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 def steps(folder: Path) -> list[int]:
@@ -119,27 +119,34 @@ def clean(folder: Path) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-def gather(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Trained weights with buffers, and the optimiser's state, in main memory.  Every process must call it (FSDP2)."""
+def gather(model: nn.Module) -> dict[str, Tensor]:
+    """The trained weights and the buffers, in main memory.  Every process must call it (FSDP2)."""
     weights = {name: _whole(p) for name, p in _trainable(model)}
-    weights |= {f"{_BUFFER}{name}": _whole(buffer) for name, buffer in buffers(model)}
-    moments = {
+    return weights | {f"{_BUFFER}{name}": _whole(buffer) for name, buffer in buffers(model)}
+
+
+def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Undo `gather`."""
+    with torch.no_grad():
+        for name, p in _trainable(model):
+            p.copy_(_like(weights[name], p))
+        for name, buffer in buffers(model):
+            buffer.copy_(weights[f"{_BUFFER}{name}"])
+
+
+def gather_optimizer(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by parameter, ``exp_avg.layers.0.weight``.  Every process must call it (FSDP2)."""
+    return {
         f"{key}.{name}": _whole(value)
         for name, p in _trainable(model)
         for key, value in optimizer.state.get(p, {}).items()
     }
-    return weights, moments
 
 
-def restore(model: nn.Module, optimizer: Optimizer, saved: Checkpoint) -> None:
-    """Undo `gather`."""
+def restore_optimizer(model: nn.Module, optimizer: Optimizer, state: dict[str, Tensor]) -> None:
+    """Undo `gather_optimizer`."""
     parameters = dict(_trainable(model))
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(_like(saved.weights[name], p))
-        for name, buffer in buffers(model):
-            buffer.copy_(saved.weights[f"{_BUFFER}{name}"])
-    for label, value in saved.optimizer.items():
+    for label, value in state.items():
         key, name = label.split(".", 1)
         p = parameters[name]
         optimizer.state[p][key] = _like(value, p) if value.shape == p.shape else value.to(p.device)

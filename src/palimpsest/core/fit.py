@@ -1,12 +1,15 @@
 """The one training loop.  A method is a loss and the batches it sees; everything else about training is here, once.
 
 Built on Accelerate: the same call runs on a processor, on one GPU, or under ``accelerate launch`` (DDP, FSDP2).
+Several processes without GPUs: ``ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 ...`` (gloo);
+``--cpu`` instead of ``--multi_gpu`` would start a single process, for there it needs MPI.
 A step is a pure function of weights, optimiser state, seed and step: a killed run goes on to the very same bits.
 Knows nothing of what is trained: no tokenisation, no model families, no metrics.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -20,17 +23,17 @@ from torch import Tensor, nn
 
 from palimpsest.core import checkpoint as checkpoints
 from palimpsest.core.checkpoint import Checkpoint
-from palimpsest.core.errors import InputError, TrainingDiverged, unknown
+from palimpsest.core.errors import InputError, TrainingDiverged
 from palimpsest.core.interrupt import Interrupt
 from palimpsest.core.precision import autocast, masters, resolve
 from palimpsest.core.progress import Progress
+from palimpsest.core.recipe import Recipe
 from palimpsest.core.seeds import seed_everything
 from palimpsest.data.batches import Batch, count_tokens, share, to_device
 
-SCHEDULES = ("constant", "linear", "cosine")
 Loss = Callable[[nn.Module, Any], Any]
 
-_READ_EVERY = 16  # steps between two looks at the losses on a GPU: each look makes the host wait for it
+_READ_EVERY = {"cpu": 1, "cuda": 16}  # steps between two looks at the losses: on a GPU each makes the host wait
 _IDLE_STEPS = 3  # steps without any gradient, from the very first on, before training is called pointless
 
 
@@ -45,18 +48,6 @@ class Trace:
     tokens: int
     seconds: float
     stopped: str = ""  # "until" if the stop rule said so
-
-
-def learning_rate(step: int, *, steps: int, lr: float, warmup: int = 0, schedule: str = "constant") -> float:
-    """The learning rate of a step (0-based): linear warm-up, then constant, or falling to 0 at `steps`."""
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    done = (step - warmup) / max(steps - warmup, 1)
-    if schedule == "linear":
-        return lr * (1 - done)
-    if schedule == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * done))
-    return lr
 
 
 def fit(
@@ -86,7 +77,7 @@ def fit(
       step, a tree as in `data.batches`; each process and each of `micro_batches` gets its share.  A loss on a `Batch`
       divides by the batch's totals, so the shares add up; a tree without a `Batch` is weighted by its rows.
     - Only parameters that require a gradient are trained and checkpointed.  Weight decay acts on matrices, not vectors.
-    - `clip`: largest norm of the gradient, None for no clipping.  `schedule`: see `learning_rate`.
+    - `clip`: largest norm of the gradient, None for no clipping.  `schedule`: see `core.recipe`.
     - `precision`: "fp32", "bf16" (autocast, fp32 master weights) or "auto" (see `core.precision`).
     - `checkpoint`: a folder.  If it holds a checkpoint of this run, training goes on from it; one is written every
       `every` steps, at the end and on Ctrl-C.  `identity` (JSON-able, e.g. the method's configuration) tells this run
@@ -99,7 +90,7 @@ def fit(
     not finite: the model then holds the last finite weights.  Ctrl-C finishes the step, writes a checkpoint and raises
     KeyboardInterrupt with a line that says how to go on.
     """
-    recipe = _Recipe(steps, lr, (betas[0], betas[1]), weight_decay, warmup, schedule, clip, micro_batches, seed)
+    recipe = Recipe(steps, lr, (betas[0], betas[1]), weight_decay, warmup, schedule, clip, micro_batches, seed)
     if every < 1:
         raise InputError(f"every must be at least 1, not {every}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -126,44 +117,6 @@ def _accelerator() -> Any:
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     # "no": the precision is ours, run by run; Accelerate fixes its own for the life of the process.
     return Accelerator(mixed_precision="no", kwargs_handlers=[unused])
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """The numbers that decide where the weights go."""
-
-    steps: int
-    lr: float
-    betas: tuple[float, float]
-    weight_decay: float
-    warmup: int
-    schedule: str
-    clip: float | None
-    micro_batches: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
-        for name, value, fine in (
-            ("steps", self.steps, self.steps >= 1),
-            ("lr", self.lr, 0 < self.lr < math.inf),
-            ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf),
-            ("warmup", self.warmup, 0 <= self.warmup <= self.steps),
-            ("clip", self.clip, self.clip is None or self.clip > 0),
-            ("micro_batches", self.micro_batches, self.micro_batches >= 1),
-        ):
-            if not fine:
-                raise InputError(f"{name}={value} cannot be trained with (steps={self.steps})")
-
-    def rate(self, step: int) -> float:
-        return learning_rate(step, steps=self.steps, lr=self.lr, warmup=self.warmup, schedule=self.schedule)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides the weights of every step; `steps` does so only through a falling schedule."""
-        values = {"lr": self.lr, "betas": list(self.betas), "weight_decay": self.weight_decay, "warmup": self.warmup}
-        values |= {"schedule": self.schedule, "clip": self.clip, "seed": self.seed}
-        return values if self.schedule == "constant" else values | {"steps": self.steps}
 
 
 class _Objective(nn.Module):
@@ -194,7 +147,7 @@ class _Run:
     model: nn.Module
     loss: Loss
     batches: Callable[[int], Any]
-    recipe: _Recipe
+    recipe: Recipe
     precision: str
     folder: Path | None
     identity: Any
@@ -208,20 +161,22 @@ class _Run:
     def __post_init__(self) -> None:
         self.device = self.accelerator.device
         self.identity = self._identity() if self.folder else None
-        objective = _Objective(self.model, self.loss, self.device, self.precision)
+        # FSDP2 cuts a copy into shards: the model that was passed in stays whole, and gets the weights back.
+        self.trained = copy.deepcopy(self.model) if self.accelerator.is_fsdp2 else self.model
+        objective = _Objective(self.trained, self.loss, self.device, self.precision)
         objective.to(self.device)
-        matrices = [p for p in self.model.parameters() if p.requires_grad and p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.requires_grad and p.ndim < 2]
+        matrices = [p for p in self.trained.parameters() if p.requires_grad and p.ndim >= 2]
+        vectors = [p for p in self.trained.parameters() if p.requires_grad and p.ndim < 2]
         groups = [
             {"params": parameters, "weight_decay": decay}
             for parameters, decay in ((matrices, self.recipe.weight_decay), (vectors, 0.0))
             if parameters
         ]
-        self.fused = self.device.type in ("cpu", "cuda")
+        self.fused = self.device.type in _READ_EVERY
         self.adamw = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=self.recipe.betas, fused=self.fused)
         self.objective, self.optimizer = self.accelerator.prepare(objective, self.adamw)
         self.world = self.accelerator.num_processes
-        self.read_every = _READ_EVERY if self.device.type == "cuda" else 1
+        self.read_every = _READ_EVERY.get(self.device.type, 1)
         self.pending: list[tuple[tuple[str, ...], Tensor]] = []
         self.bad: Tensor | None = None  # 1.0 once a loss or gradient was not finite; stays on the device
         self.pending_tokens = 0
@@ -230,6 +185,15 @@ class _Run:
     # the steps
 
     def train(self, every: int, until: Callable[[int, nn.Module], bool] | None, label: str) -> Trace:
+        try:
+            self._train(every, until, label)
+        except (TrainingDiverged, KeyboardInterrupt):  # of every process at once
+            self._write_back()
+            raise
+        self._write_back()
+        return Trace(self.model, self.losses, self.logs, self.done, self.tokens, self.seconds, self.stopped)
+
+    def _train(self, every: int, until: Callable[[int, nn.Module], bool] | None, label: str) -> None:
         self._resume(until is not None)
         total = self.recipe.steps
         bar = Progress(label if self.accelerator.is_main_process else "", total, self.done)
@@ -243,14 +207,20 @@ class _Run:
                 full = len(self.pending) >= self.read_every or until is not None
                 if last or due or full or (interrupt.asked and self.world == 1):
                     asked = self._read(interrupt.asked, bar)
-                if until is not None and self._agree(until(self.done, self.model)):
-                    self.stopped, last = "until", True
+                if until is not None:
+                    self._write_back()
+                    if self._agree(until(self.done, self.model)):
+                        self.stopped, last = "until", True
+                    self.trained.train()
                 self.seconds = time.monotonic() - began
                 if self.folder and (last or due or asked):
                     self._save()
                 if asked and not last:
                     raise KeyboardInterrupt(self._how_to_go_on())
-        return Trace(self.model, self.losses, self.logs, self.done, self.tokens, self.seconds, self.stopped)
+
+    def _write_back(self) -> None:
+        if self.trained is not self.model:
+            checkpoints.restore(self.model, checkpoints.gather(self.trained))
 
     def _step(self) -> None:
         seed_everything(self.recipe.seed, "step", self.done)
@@ -286,7 +256,7 @@ class _Run:
         numbers = torch.cat([numbers, norm.detach().to(kind).reshape(1)])
         self.pending.append(((*sums, "grad_norm"), numbers))
         broken = ~torch.isfinite(numbers[0] + numbers[-1])
-        if self.read_every == 1 or not self.fused:
+        if self.read_every == 1:
             if bool(broken):
                 return
         else:  # the fused kernel reads the flag on the device, so the host need not wait for it
@@ -362,7 +332,8 @@ class _Run:
         assert self.folder is not None
         if self.written == self.done:
             return
-        weights, moments = checkpoints.gather(self.model, self.adamw)
+        weights = checkpoints.gather(self.trained)
+        moments = checkpoints.gather_optimizer(self.trained, self.adamw)
         series = {"loss": self.losses, **{f"log.{name}": values for name, values in self.logs.items()}}
         trace = {name: torch.tensor(values, dtype=torch.float64) for name, values in series.items()}
         state = {"tokens": self.tokens, "seconds": self.seconds, "stopped": self.stopped}
@@ -382,7 +353,8 @@ class _Run:
             return
         if saved.step > self.recipe.steps:
             raise InputError(f"{self.folder} holds a checkpoint of step {saved.step}, past steps={self.recipe.steps}")
-        checkpoints.restore(self.model, self.adamw, saved)
+        checkpoints.restore(self.trained, saved.weights)
+        checkpoints.restore_optimizer(self.trained, self.adamw, saved.optimizer)
         self.losses = saved.trace["loss"].tolist()
         self.logs = {name[4:]: values.tolist() for name, values in saved.trace.items() if name.startswith("log.")}
         self.done = self.written = saved.step

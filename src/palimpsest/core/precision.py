@@ -16,7 +16,8 @@ from palimpsest.core.errors import unknown
 
 PRECISIONS = ("auto", "fp32", "bf16")
 _HALVES = (torch.float16, torch.bfloat16)
-_WIDTH = 256  # from this typical width on, bf16 gains more than its casts cost
+# Speed of bf16 over fp32 on AMX, Llama-style: 0.6 at width 64, 1.0 at 128, 1.3 at 192, 1.5 at 256.
+_WIDTH = 192
 
 
 def resolve(model: nn.Module, precision: str, device: torch.device) -> str:
