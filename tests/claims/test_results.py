@@ -12,8 +12,9 @@ from palimpsest.core.errors import InputError
 def result(**changes):
     outcome = Outcome("a - b >= 0.2", 0.5, 0.123456789, 0.6, "BCa", "holds", (0.0, None, None), "fails")
     values = {
-        "paper": "muse", "statement": "a is above b.", "paper_says": {"a": 1.0}, "seeds": (0, 1), "measured": {"a": (1.0, 0.5, 1.5)},
-        "expectations": (outcome,), "verdict": "holds", "control": "fails", "note": "", "seconds": 1.0, "version": "0.1.0",
+        "paper": "muse", "statement": "a is above b.", "paper_says": {"a": 1.0}, "seeds": (0, 1),
+        "measured": {"a": (1.0, 0.5, 1.5)}, "expectations": (outcome,), "verdict": "holds", "control": "fails",
+        "note": "", "seconds": 1.0, "version": "0.1.0",
         "machine": {"threads": 1, "packages": {"torch": "2.9"}}, "date": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     return Result(**values | changes)

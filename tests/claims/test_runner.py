@@ -249,8 +249,8 @@ def test_reproduce_goes_on_after_a_claim_that_cannot_be_measured(paper_claims, t
     lines = results.read(path)
     assert [(line["paper"], line["verdict"]) for line in lines] == [("muse", "holds"), ("eco", "fails")]
     assert list(lines[0]) == [
-        "paper", "statement", "paper_says", "seeds", "measured", "expectations", "verdict", "control", "note", "seconds",
-        "version", "machine", "date",
+        "paper", "statement", "paper_says", "seeds", "measured", "expectations", "verdict", "control", "note",
+        "seconds", "version", "machine", "date",
     ]  # fmt: skip
     found = runner.reproduce(["eco", "muse"], seeds=2, json_path=path, workers=1)
     assert [result.paper for result in found] == ["eco", "muse"]
