@@ -153,7 +153,7 @@ def _method(verb: str, rest: Arguments) -> int:
 def _flat(cls: type) -> Any:
     import tyro
 
-    return tyro.conf.OmitArgPrefixes[cls]  # type: ignore[valid-type]
+    return tyro.conf.OmitArgPrefixes[cls]  # type: ignore[misc, valid-type]
 
 
 def _positional(rest: Arguments, kind: str, known: dict[str, Any], program: str) -> tuple[str, Arguments]:

@@ -140,7 +140,7 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None
         writer.writerows(rows)
 
 
-def _read_records(path: Path) -> dict[str, dict[str, tuple[float, ...]]]:
+def _read_records(path: Path) -> dict[str, dict[str, Any]]:
     columns = {"before": "before_values", "after": "values", "reference": "reference_values"}
     found: dict[str, dict[str, list[float]]] = {}
     if path.exists():

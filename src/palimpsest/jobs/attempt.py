@@ -21,20 +21,17 @@ from palimpsest.core.errors import TrainingDiverged
 from palimpsest.core.files import write_json
 from palimpsest.core.methods import MethodInfo, config_of
 from palimpsest.core.records import Evidence
-from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Until, Watch
 from palimpsest.models.kept import kept
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from palimpsest.data.request import ForgetRequest
     from palimpsest.jobs.material import Material
     from palimpsest.models.lm import LM
 
 RATES = (1.0, 10.0, 100.0)  # multiples of the method's own learning rate that are tried in practice
 _LOOK_EVERY = 5  # steps between two looks at how much is forgotten
-_LOOK_ROWS = 64
+_NEVER_REACHED = 1e6  # what a practice run loses by not reaching the goal
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,46 @@ class Attempt:
     method: Any
     lm: LM
     evidence: Evidence
-    seconds: float  # of the method alone
-    steps: int
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How little the model shall know of the forget records when training stops.
+
+    ``memory``: the reference's own score, knowledge of the questions or recital of the documents (0 to 100).
+    ``surprise``: where there is no reference, the loss a token (nats) that the starting model has on the holdout.
+    """
+
+    measure: str
+    level: float
+
+    def until(self, lm: LM, request: ForgetRequest) -> Until:
+        from palimpsest.audit.muse import Muse
+        from palimpsest.audit.stopping import stop_when_forgotten
+
+        if self.measure == "memory":
+            return stop_when_forgotten(Muse(), lm, request, self.level, every=_LOOK_EVERY)
+        forget = lm.encode(request.forget)
+        return stop_when_forgotten(
+            lambda looked: -float(np.nanmean(looked.nll(forget))), lm, request, -self.level, every=_LOOK_EVERY
+        )
+
+
+def goal(material: Material) -> Goal | None:
+    """The goal that the material allows; None without a reference and without holdout records."""
+    from palimpsest.audit.exam import exam
+    from palimpsest.audit.muse import Muse
+
+    muse, request = Muse(), material.request
+    if material.reference is not None:
+        asked = exam(muse, material.before, request)
+        if "forget" in asked.questions:
+            return Goal("memory", float(muse.knowledge(asked, material.reference).mean()))
+        if "forget" in asked.recitals:
+            return Goal("memory", float(muse.verbatim(asked, material.reference).mean()))
+    if request.holdout is not None:
+        return Goal("surprise", float(np.nanmean(material.before.nll(request.holdout))))
+    return None
 
 
 def attempt(info: MethodInfo, overrides: dict[str, Any], material: Material, *, progress: bool = True) -> Attempt:
@@ -53,74 +88,38 @@ def attempt(info: MethodInfo, overrides: dict[str, Any], material: Material, *, 
 
     fields = {field.name for field in dataclasses.fields(info.cls)}
     method = info(**{name: value for name, value in overrides.items() if name in fields})
-    level = forgotten_level(material)
+    aim = goal(material)
     if "lr" in fields and "lr" not in overrides and material.made_here:
-        method = replace(method, lr=best_rate(method, material, level))
+        method = replace(method, lr=best_rate(info, method, material, aim))
     began = time.monotonic()
-    watch = Watch(progress=progress)
-    key = [material.before.sha256, material.request.describe(), info.name, config_of(method), level]
+    watch = Watch(progress=progress, until=aim.until(material.before, material.request) if aim else None)
+    key = [material.before.sha256, material.request.describe(), info.name, config_of(method), _as_key(aim)]
     lm = kept(
         "unlearned",
         key,
-        lambda folder: method(
-            material.before,
-            material.request,
-            watch=replace(watch, checkpoint=folder, until=until_forgotten(material.before, material.request, level)),
-        ),
+        lambda folder: method(material.before, material.request, watch=replace(watch, checkpoint=folder)),
     )
     seconds = time.monotonic() - began
-    trace = watch.traces.get("forget")
-    described = {"name": info.name, "paper": info.paper, "config": config_of(method)}
+    described = {"name": info.name, "paper": info.paper, "config": config_of(method), "goal": _as_key(aim)}
     evidence = Muse()(material.before, lm, material.request, material.reference, method=described)
     curves = {name: trace.losses for name, trace in watch.traces.items()}
     evidence = replace(evidence, seconds=seconds, extras={**evidence.extras, "curves": curves})
-    return Attempt(info, method, lm, evidence, seconds, trace.steps if trace else 0)
+    return Attempt(info, method, lm, evidence)
 
 
-def forgotten_level(material: Material) -> float | None:
-    """The loss a token at which the forget records count as forgotten, in nats.
-
-    The reference's loss on them; without a reference, the starting model's loss on the holdout; without either, None.
-    """
-    if material.reference is not None:
-        return float(np.nanmean(material.reference.nll(material.request.forget)))
-    if material.request.holdout is not None:
-        return float(np.nanmean(material.before.nll(material.request.holdout)))
-    return None
-
-
-def until_forgotten(lm: LM, request: ForgetRequest, level: float | None) -> Until | None:
-    """A stop rule: the mean loss a token on (a seeded sample of) the forget records has reached `level`."""
-    if level is None:
-        return None
-    rows = numpy_rng(0, "look").permutation(len(request.forget))[:_LOOK_ROWS]
-    encoded = lm.encode(request.forget.select(sorted(rows)))
-
-    def until(step: int, model: nn.Module) -> bool:
-        if step % _LOOK_EVERY:
-            return False
-        training = model.training
-        looked = replace(lm, model=model.eval(), guard=None)
-        reached = float(np.nanmean(looked.nll(encoded))) >= level
-        model.train(training)
-        return reached
-
-    return until
-
-
-def best_rate(method: Any, material: Material, level: float | None) -> float:
+def best_rate(info: MethodInfo, method: Any, material: Material, aim: Goal | None) -> float:
     """The learning rate, of `RATES` times the method's own, that serves best on a practice request.
 
-    Among those that reach the level, the one after which the utility records are least surprising; if none reaches it,
-    the one that came nearest.  The practice request forgets records of the retain set, as many as are really to go.
+    Among those that reach the goal, the one after which the utility records are least surprising; if none reaches it,
+    the one after which the practice records are most surprising.
     """
-    if level is None or material.request.retain is None:
+    if aim is None or material.request.retain is None:
         return method.lr
-    key = [material.before.sha256, material.request.describe(), type(method).__name__, config_of(method), level, RATES]
+    key = [material.before.sha256, material.request.describe(), info.name, config_of(method), _as_key(aim), RATES]
 
     def build(folder: Path) -> None:
         practice = practice_request(material.request, method.seed)
-        scores = [_score(replace(method, lr=method.lr * rate), material.before, practice, level) for rate in RATES]
+        scores = [_score(replace(method, lr=method.lr * rate), material.before, practice, aim) for rate in RATES]
         write_json(folder / "rate.json", {"lr": method.lr * RATES[int(np.argmax(scores))]})
 
     return cache.cached("rates", key, build, lambda folder: json.loads((folder / "rate.json").read_text())["lr"])
@@ -136,12 +135,17 @@ def practice_request(request: ForgetRequest, seed: int) -> ForgetRequest:
     return replace(request, forget=part, retain=rest, train=None, name=f"{request.name}-practice")
 
 
-def _score(method: Any, lm: LM, practice: ForgetRequest, level: float) -> float:
-    """How well a learning rate served: minus the loss on the utility records, minus 1000 a nat missing to the level."""
+def _score(method: Any, lm: LM, practice: ForgetRequest, aim: Goal) -> float:
+    watch = Watch(progress=False, until=aim.until(lm, practice))
     try:
-        after = method(lm, practice, watch=Watch(progress=False, until=until_forgotten(lm, practice, level)))
+        after = method(lm, practice, watch=watch)
     except TrainingDiverged:
         return -np.inf
-    useful = float(np.nanmean(after.nll(practice.utility or practice.retain)))  # type: ignore[arg-type]
-    missing = max(0.0, 0.9 * level - float(np.nanmean(after.nll(practice.forget))))
-    return -useful - 1000 * missing
+    trace = watch.traces.get("forget")
+    if trace is not None and trace.stopped != "until":
+        return float(np.nanmean(after.nll(practice.forget))) - _NEVER_REACHED
+    return -float(np.nanmean(after.nll(practice.utility or practice.retain)))
+
+
+def _as_key(aim: Goal | None) -> dict[str, Any] | None:
+    return None if aim is None else dataclasses.asdict(aim)

@@ -1,20 +1,30 @@
-"""Evidence becomes a folder that can be handed on: numbers, report, model card and signed certificate."""
+"""Evidence becomes a folder that can be handed on, and be measured again from what lies in it.
+
+``evidence.json``, ``measurements.csv``, ``records.csv``, ``report.html``, the model with its card, ``job.json`` (what
+was asked for), and ``certificate.json``, which vouches for all of them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.core.errors import InputError
+from palimpsest.core.files import write_json
 
 if TYPE_CHECKING:
     from palimpsest.core.records import Evidence
     from palimpsest.models.lm import LM
 
 
-def write_proof(evidence: Evidence, out: Path, model: LM | None = None) -> None:
+def write_proof(evidence: Evidence, out: Path, options: Any, model: LM | None = None) -> None:
     """Write the evidence and everything made from it into `out`, and `model` into ``out/model``.
 
-    Any older proof in the folder is replaced file by file; the certificate, which vouches for all others, comes last.
+    An older proof in the folder is replaced file by file; its certificate goes first and the new one comes last.
+    `options`: the dataclass of the job, kept so that `measure_again` can repeat it.
     """
     from palimpsest.report import card, certificate, html
     from palimpsest.report.verdict import verdict
@@ -23,7 +33,34 @@ def write_proof(evidence: Evidence, out: Path, model: LM | None = None) -> None:
     if model is not None:
         model.save(out / "model")
     evidence.write(out)
+    write_json(out / "job.json", {"job": type(options).__name__, "options": dataclasses.asdict(options)})
     html.write(evidence, out)
     card.write(evidence, out / "model" if model is not None else out)
     certificate.sign(out)
     print(f"{out / 'report.html'}: {verdict(evidence).headline}", file=sys.stderr)
+
+
+def measure_again(folder: Path) -> Evidence:
+    """The evidence of a proof, measured anew: its models and records are read (or made) again as ``job.json`` says.
+
+    Raises `InputError` when the folder does not say how, or what it names is not there.
+    """
+    from palimpsest.audit.muse import Muse
+    from palimpsest.core.records import Evidence
+    from palimpsest.jobs.material import prepare
+    from palimpsest.jobs.run import Run
+    from palimpsest.jobs.single import AuditOptions, audited
+    from palimpsest.models.lm import LM
+
+    try:
+        job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        kind, options = job["job"], job["options"]
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{folder / 'job.json'}: cannot be read ({error}); it says how to measure again") from None
+    stored = Evidence.read(folder)
+    muse = Muse(**stored.extras["audit"]["config"])
+    if kind == "AuditOptions":
+        return audited(muse, AuditOptions(**options))
+    material = prepare(Run(**options))
+    after = LM.load(folder / "model")
+    return muse(material.before, after, material.request, material.reference, method=stored.method)

@@ -38,7 +38,7 @@ def run(options: Run) -> int:
     attempts = attempt_all(infos, overrides(options), material)
     best = choose(attempts)
     evidence = as_one(best, attempts)
-    write_proof(evidence, Path(options.out), best.lm)
+    write_proof(evidence, Path(options.out), options, best.lm)
     print(f"done in {time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0
 

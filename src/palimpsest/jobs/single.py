@@ -16,6 +16,7 @@ from palimpsest.core.files import write_json
 from palimpsest.core.methods import MethodInfo, config_of
 
 if TYPE_CHECKING:
+    from palimpsest.core.records import Evidence
     from palimpsest.data.request import ForgetRequest
     from palimpsest.models.lm import LM
 
@@ -82,22 +83,27 @@ def forget(info: MethodInfo, method: Any, options: ForgetOptions) -> int:
 
 
 def audit(info: MethodInfo, method: Any, options: AuditOptions) -> int:
-    """Run the audit; write the evidence with its report, model card and certificate into OUT."""
-    from palimpsest.data.request import ForgetRequest
+    """Run the audit; write the evidence with its report and certificate into OUT."""
     from palimpsest.jobs.proof import write_proof
+
+    write_proof(audited(method, options), Path(options.out), options)
+    return 0
+
+
+def audited(method: Any, options: AuditOptions) -> Evidence:
+    """The evidence of an audit of saved models."""
+    from palimpsest.data.request import ForgetRequest
     from palimpsest.models.lm import LM
 
     sets = {name: getattr(options, name) for name in ("retain", "utility", "holdout")}
     request = ForgetRequest.read(options.forget, **sets)
     before, after = LM.load(options.before), LM.load(options.after)
     reference = LM.load(options.reference) if options.reference else None
-    if before.sha256 == after.sha256 and before.guard == after.guard:
+    if before.sha256 == after.sha256:
         raise InputError(
-            f"--before and --after are the same model (weights {before.sha256[:12]}): nothing was forgotten"
+            f"--before and --after are the same model (sha256 {before.sha256[:12]}): nothing was forgotten"
         )
-    evidence = method(before, after, request, reference)
-    write_proof(evidence, Path(options.out))
-    return 0
+    return method(before, after, request, reference)
 
 
 JOBS: dict[str, tuple[Callable[[MethodInfo, Any, Any], int], type]] = {

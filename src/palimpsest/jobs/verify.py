@@ -17,7 +17,7 @@ def verify(folder: str, options: Verify) -> int:
     """Print every check; 0 if all passed, else 1."""
     from rich.console import Console
 
-    from palimpsest.jobs.rerun import measure_again
+    from palimpsest.jobs.proof import measure_again
     from palimpsest.report import certificate
 
     checks = certificate.verify(folder, public_key=options.public_key, rerun=measure_again if options.rerun else None)
