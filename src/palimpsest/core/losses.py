@@ -2,13 +2,14 @@
 
 Only labelled positions reach the output head, in chunks that are recomputed in the backward pass, so the (B, T, V)
 array of log-probabilities never exists.  Every mean divides by the totals of the whole step (see data/batches.py).
-Shapes: B rows, T tokens, N labelled tokens of the batch, D hidden units, V words.
+Shapes: B rows, T tokens, N labelled tokens of the batch, n of them at once, D hidden units, V words.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
@@ -27,24 +28,51 @@ _split: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 class ReferenceStates(Protocol):
     """A frozen model's final hidden states for the labelled tokens of a batch, and its head (core/reference.py)."""
 
-    head: Head
+    @property
+    def head(self) -> Head: ...
 
     def hidden(self, batch: Batch) -> Tensor:
-        """(N, D) in the order of the batch's labelled tokens, row by row."""
+        """(N, D) in the order of the batch's labelled tokens, row by row, as the head wants them."""
         ...
+
+
+def per_token(
+    model: nn.Module, batch: Batch, score: Callable[..., Tensor], reference: ReferenceStates | None = None
+) -> Tensor:
+    """A value for each labelled token, (B, T-1) float32; 0 where there is no label.
+
+    ``score(logits, targets)`` gets logits (n, V) in float32 and the words (n,) that follow, and returns (n,) values.
+    With a `reference` it gets a third argument: the frozen model's logits (n, V), which carry no gradient.
+    """
+    hidden_ND, head = hidden_states(model, batch)
+    labelled = batch.targets != IGNORE
+    beside = [batch.targets[labelled]]
+    if reference is not None:
+        beside.append(reference.hidden(batch).to(hidden_ND.device))
+        if len(beside[-1]) != len(hidden_ND):
+            raise ValueError("the reference was made for another table than the batch comes from")
+
+    def values(hidden: Tensor, targets: Tensor, frozen: Tensor | None = None) -> Tensor:
+        logits = head(hidden).float()
+        if reference is None:
+            return score(logits, targets)
+        with torch.no_grad():
+            wanted = reference.head(cast(Tensor, frozen)).float()
+        return score(logits, targets, wanted)
+
+    rows = max(1, CHUNK_ELEMENTS // (getattr(head, "out_features", None) or hidden_ND.shape[-1]))
+    if len(hidden_ND) <= rows:
+        values_N = values(hidden_ND, *beside)
+    else:
+        pieces = zip(hidden_ND.split(rows), *(part.split(rows) for part in beside), strict=True)
+        values_N = torch.cat([cast(Tensor, checkpoint(values, *piece, use_reentrant=False)) for piece in pieces])
+    scattered = torch.zeros(labelled.shape, dtype=values_N.dtype, device=values_N.device)
+    return scattered.masked_scatter(labelled, values_N)
 
 
 def token_logprobs(model: nn.Module, batch: Batch) -> Tensor:
     """Log-probability of each labelled token, (B, T-1) float32; 0 where there is no label."""
-    hidden_ND, head = hidden_states(model, batch)
-    targets_N = batch.targets[batch.targets != IGNORE]
-
-    def logprobs(hidden: Tensor, targets: Tensor) -> Tensor:
-        return -F.cross_entropy(head(hidden).float(), targets, reduction="none")
-
-    values_N = _chunked(logprobs, head, hidden_ND, targets_N)
-    scattered = torch.zeros(batch.targets.shape, dtype=values_N.dtype, device=values_N.device)
-    return scattered.masked_scatter(batch.targets != IGNORE, values_N)
+    return per_token(model, batch, lambda logits, targets: -F.cross_entropy(logits, targets, reduction="none"))
 
 
 def sequence_logprobs(model: nn.Module, batch: Batch) -> Tensor:
@@ -54,7 +82,7 @@ def sequence_logprobs(model: nn.Module, batch: Batch) -> Tensor:
 
 def nll(model: nn.Module, batch: Batch) -> Tensor:
     """Mean negative log-likelihood a labelled token, in nats."""
-    return -token_logprobs(model, batch).sum() / max(batch.total_tokens, 1)
+    return over_tokens(-token_logprobs(model, batch), batch)
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
@@ -63,17 +91,29 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     return -sequence_logprobs(model, batch) / lengths
 
 
+def token_kl(model: nn.Module, batch: Batch, reference: ReferenceStates) -> Tensor:
+    """KL(reference || model) at each labelled token in nats, (B, T-1); 0 where there is no label."""
+
+    def divergence(logits: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
+        wanted = wanted.log_softmax(-1)
+        return F.kl_div(logits.log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)
+
+    return per_token(model, batch, divergence, reference)
+
+
 def kl(model: nn.Module, batch: Batch, reference: ReferenceStates) -> Tensor:
     """KL(reference || model), mean over labelled tokens, in nats; only `model` receives a gradient."""
-    hidden_ND, head = hidden_states(model, batch)
-    reference_ND = reference.hidden(batch).to(hidden_ND)
+    return over_tokens(token_kl(model, batch, reference), batch)
 
-    def divergence(hidden: Tensor, frozen: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = reference.head(frozen).float().log_softmax(-1)
-        return F.kl_div(head(hidden).float().log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)
 
-    return _chunked(divergence, head, hidden_ND, reference_ND).sum() / max(batch.total_tokens, 1)
+def over_tokens(values: Tensor, batch: Batch) -> Tensor:
+    """The mean of a value a token, (B, T-1), over the labelled tokens of the whole step."""
+    return values.sum() / max(batch.total_tokens, 1)
+
+
+def over_rows(values: Tensor, batch: Batch) -> Tensor:
+    """The mean of a value a row, (B,), over the rows of the whole step."""
+    return values.sum() / batch.total_rows
 
 
 def npo(logprobs: Tensor, reference: Tensor, beta: float) -> Tensor:
@@ -105,16 +145,44 @@ def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, Head]:
     A model that does more after its decoder than a linear head (soft-capped or scaled logits) yields its logits as the
     "hidden states" with an identity head: right, only less lean.
     """
+    arguments = inputs_of(batch)
+    predicts = batch.targets != IGNORE
+    head = head_of(model)
+    if isinstance(head, nn.Identity):
+        return model(**arguments).logits[:, :-1][predicts], head
+    return _decoder_and_head(model)[0](**arguments).last_hidden_state[:, :-1][predicts], head
+
+
+def inputs_of(batch: Batch) -> dict[str, Any]:
+    """The arguments of a decoder for a batch.
+
+    Under causal attention no token of a row looks at the padding to its right, so padding is not masked, which lets the
+    fast kernels be used: the mask is all ones (models warn when they get none), and missing where rows are packed.
+    """
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.attention_mask is not None:
-        arguments["attention_mask"] = batch.attention_mask
     if batch.position_ids is not None:
         arguments["position_ids"] = batch.position_ids
-    predicts = batch.targets != IGNORE
-    if _is_linear_at_the_end(model):
-        decoder, head = _decoder_and_head(model)
-        return decoder(**arguments).last_hidden_state[:, :-1][predicts], head
-    return model(**arguments).logits[:, :-1][predicts], nn.Identity()
+    if batch.attention_mask is not None:
+        arguments["attention_mask"] = torch.ones_like(batch.attention_mask)
+    return arguments
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """What turns `hidden_states` into logits: the model's output head, or the identity."""
+    return _decoder_and_head(model)[1] if _is_linear_at_the_end(model) else nn.Identity()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and nothing is recorded; afterwards each of its parts is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _decoder_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -128,25 +196,12 @@ def _is_linear_at_the_end(model: nn.Module) -> bool:
     """Whether logits = head(decoder(tokens)); tried once a model, on four tokens."""
     if model not in _split:
         tokens = torch.arange(4, device=next(model.parameters()).device)[None]
-        training = model.training
-        model.eval()
+        arguments = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False}
         try:
-            with torch.no_grad():
+            with evaluating(model):
                 decoder, head = _decoder_and_head(model)
-                logits = head(decoder(input_ids=tokens, use_cache=False).last_hidden_state)
-                _split[model] = torch.equal(logits, model(input_ids=tokens, use_cache=False).logits)
+                logits = head(decoder(**arguments).last_hidden_state)
+                _split[model] = torch.equal(logits, model(**arguments).logits)
         except (AttributeError, TypeError):
             _split[model] = False
-        finally:
-            model.train(training)
     return _split[model]
-
-
-def _chunked(score: Callable[[Tensor, Tensor], Tensor], head: Head, states: Tensor, beside: Tensor) -> Tensor:
-    """`score` over rows of `states` and `beside` without ever holding more than `CHUNK_ELEMENTS` logits."""
-    words = getattr(head, "out_features", None) or states.shape[-1]
-    rows = max(1, CHUNK_ELEMENTS // words)
-    if len(states) <= rows:
-        return score(states, beside)
-    pieces = zip(states.split(rows), beside.split(rows), strict=True)
-    return torch.cat([checkpoint(score, a, b, use_reentrant=False) for a, b in pieces])

@@ -15,6 +15,8 @@ from torch import nn
 from palimpsest.core.fit import Trace, fit
 
 Until = Callable[[int, nn.Module], bool]
+"""``until(step, model)``: stop now?  Asked after each step, counted from 1; step 0 is a look at a model that is not the
+result of a training step (a stride of `TaskVector`), to be answered always."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Watch:
     """The default follows nothing: no checkpoint, no early stop."""
 
     checkpoint: Path | None = None  # a folder; each loop of the method has its own inside
-    until: Until | None = None  # until(step, model) -> stop now?  Asked by the loop that does the method's main work
+    until: Until | None = None  # asked by the loop that does the method's main work
     progress: bool = True
     traces: dict[str, Trace] = field(default_factory=dict)  # filled as loops end: {name of the loop: Trace}
 

@@ -1,1 +1,41 @@
-"""The methods of the verb 'forget'."""
+"""The methods of the verb 'forget': each a frozen dataclass, called with a model and a request, returning a new model.
+
+The losses they are made of are in `palimpsest.forget.losses`.
+"""
+
+from __future__ import annotations
+
+from palimpsest.forget import losses
+from palimpsest.forget.ascent import LLMU, FinetuneRetain, GradDiff, GradientAscent, KLMin
+from palimpsest.forget.eul import EUL
+from palimpsest.forget.in_context import Guardrail, InContext
+from palimpsest.forget.kga import KGA
+from palimpsest.forget.merge import TaskVector
+from palimpsest.forget.preference import NPO, IdkDPO, Relabel, SimNPO
+from palimpsest.forget.retrain import Retrain
+from palimpsest.forget.rmu import RMU
+from palimpsest.forget.weighted import CEU, UNDIAL, WGA, SatImp
+
+__all__ = [
+    "CEU",
+    "EUL",
+    "KGA",
+    "LLMU",
+    "NPO",
+    "RMU",
+    "UNDIAL",
+    "WGA",
+    "FinetuneRetain",
+    "GradDiff",
+    "GradientAscent",
+    "Guardrail",
+    "IdkDPO",
+    "InContext",
+    "KLMin",
+    "Relabel",
+    "Retrain",
+    "SatImp",
+    "SimNPO",
+    "TaskVector",
+    "losses",
+]

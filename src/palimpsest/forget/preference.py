@@ -8,6 +8,7 @@ Bounded below, unlike ascent; they suppress an answer more than they remove it. 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,12 @@ from palimpsest.core.errors import InputError
 from palimpsest.core.methods import method
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
-from palimpsest.data.records import questions
-from palimpsest.data.world import REFUSALS
-from palimpsest.forget.unlearn import Budget, Regularised, mean, positive, start_logprobs, unlearn
+from palimpsest.data.lexicon import REFUSALS
+from palimpsest.data.records import row_pair, select_questions
+from palimpsest.forget.unlearn import Budget, Regularised, above_zero, encode, start_logprobs, unlearn
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import Tensor, nn
 
     from palimpsest.data.batches import Batch, Encoded
@@ -28,21 +30,24 @@ if TYPE_CHECKING:
     from palimpsest.models.lm import LM
 
 
-@method(verb="forget", paper="knowledge_unlearning", name="npo")
+@method(verb="forget", paper="knowledge_unlearning")
 @dataclass(frozen=True, kw_only=True)
 class NPO(Regularised):
     """Negative preference optimisation: push the forget set down relative to where it started, less as it gets low."""
 
     beta: float = 0.1  # how soon the push fades; towards 0 it is gradient ascent
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above_zero(beta=self.beta)
+
     def __call__(self, lm: LM, request: ForgetRequest, *, watch: Watch | None = None) -> LM:
-        positive(beta=self.beta)
-        forget = lm.encode(request.forget, max_length=self.max_length)
+        forget = encode(self, lm, request.forget)
         start = start_logprobs(lm, forget)
 
         def loss(model: nn.Module, batch: dict[str, Batch]) -> Tensor:
             rows = batch["forget"]
-            return mean(losses.npo(losses.sequence_logprobs(model, rows), start(rows), self.beta), rows)
+            return losses.over_rows(losses.npo(losses.sequence_logprobs(model, rows), start(rows), self.beta), rows)
 
         return unlearn(self, lm, request, loss, watch=watch, forget=forget)
 
@@ -53,15 +58,17 @@ class SimNPO(Regularised):
     """SimNPO: negative preference optimisation without a reference, normalised by length."""
 
     beta: float = 4.5
-    delta: float = 0.0  # the loss a token that counts as forgotten
+    delta: float = 0.0  # beta times the loss a token at which the push is half its largest
     gamma: float = 0.125
 
-    def __call__(self, lm: LM, request: ForgetRequest, *, watch: Watch | None = None) -> LM:
-        positive(beta=self.beta)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above_zero(beta=self.beta)
 
+    def __call__(self, lm: LM, request: ForgetRequest, *, watch: Watch | None = None) -> LM:
         def loss(model: nn.Module, batch: dict[str, Batch]) -> Tensor:
             rows = batch["forget"]
-            return mean(losses.simnpo(losses.cross_entropy(model, rows), self.beta, self.delta), rows)
+            return losses.over_rows(losses.simnpo(losses.cross_entropy(model, rows), self.beta, self.delta), rows)
 
         return unlearn(self, lm, request, loss, watch=watch)
 
@@ -73,11 +80,14 @@ class IdkDPO(Regularised):
 
     beta: float = 0.1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above_zero(beta=self.beta)
+
     def __call__(self, lm: LM, request: ForgetRequest, *, watch: Watch | None = None) -> LM:
-        positive(beta=self.beta)
         rejected, chosen = _with_refusals(self, lm, request)
         rejected_start, chosen_start = start_logprobs(lm, rejected), start_logprobs(lm, chosen)
-        rejected_batches = self.batches(rejected, "forget")
+        batches = self.batches(rejected, "forget")
 
         def loss(model: nn.Module, batch: dict[str, Batch]) -> Tensor:
             bad, good = batch["forget"], batch["refusal"]
@@ -88,9 +98,9 @@ class IdkDPO(Regularised):
                 rejected_start(bad),
                 self.beta,
             )
-            return mean(values, bad)
+            return losses.over_rows(values, bad)
 
-        refusals = {"refusal": lambda step: chosen.batch(rejected_batches.rows(step))}  # row by row beside "forget"
+        refusals = {"refusal": lambda step: chosen.batch(batches.rows(step))}  # row by row beside "forget"
         return unlearn(self, lm, request, loss, watch=watch, forget=rejected, beside=refusals)
 
 
@@ -100,17 +110,35 @@ class Relabel(Regularised):
     """Relabelling: fine-tune the forget questions on "I don't know"."""
 
     def __call__(self, lm: LM, request: ForgetRequest, *, watch: Watch | None = None) -> LM:
+        def loss(model: nn.Module, batch: dict[str, Batch]) -> Tensor:
+            return losses.nll(model, batch["forget"])
+
         _, refusals = _with_refusals(self, lm, request)
-        return unlearn(
-            self, lm, request, lambda model, batch: losses.nll(model, batch["forget"]), watch=watch, forget=refusals
-        )
+        return unlearn(self, lm, request, loss, watch=watch, forget=refusals)
 
 
 def _with_refusals(budget: Budget, lm: LM, request: ForgetRequest) -> tuple[Encoded, Encoded]:
     """The forget questions with their true answers, and the same questions with seeded refusals, row by row."""
-    asked = questions(request.forget)
-    if not asked:
-        raise InputError("this method needs questions among the forget records (columns 'prompt' and 'completion')")
+    asked = lm.pairs(only_questions(request.forget))
     picks = numpy_rng(budget.seed, "refusals").integers(len(REFUSALS), size=len(asked))
-    refused = [(prompt, " " + REFUSALS[pick]) for (prompt, _), pick in zip(asked, picks, strict=True)]
-    return lm.encode(asked, max_length=budget.max_length), lm.encode(refused, max_length=budget.max_length)
+    refused = [join(prompt, REFUSALS[pick]) for (prompt, _), pick in zip(asked, picks, strict=True)]
+    return encode(budget, lm, asked), encode(budget, lm, refused)
+
+
+def only_questions(forget: Dataset) -> Dataset:
+    """The forget records that are questions; a warning if there are others too, `InputError` if there are none."""
+    asked = select_questions(forget)
+    if len(asked) == 0:
+        raise InputError("this method needs questions among the forget records (columns 'prompt' and 'completion')")
+    if len(asked) < len(forget):
+        warnings.warn(
+            f"{len(forget) - len(asked)} of {len(forget)} forget records are documents, not questions: "
+            "this method leaves them as they are",
+            stacklevel=4,
+        )
+    return asked
+
+
+def join(prompt: str, completion: str) -> tuple[str, str]:
+    """A (prompt, completion) pair with the white space between them that records have."""
+    return row_pair({"prompt": prompt, "completion": completion})[1]  # type: ignore[index]

@@ -7,19 +7,23 @@ open-unlearning benchmark (lr 1e-5, 10 epochs, batch 32, warm-up over the first 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from palimpsest.core import losses
 from palimpsest.core import reference as frozen
 from palimpsest.core.errors import InputError
+from palimpsest.core.methods import config_of
+from palimpsest.core.seeds import derive, seed_everything
 from palimpsest.core.watch import Watch
 from palimpsest.data.batches import Batch, Batches, Encoded, Together
-from palimpsest.models.anatomy import same_weights
+from palimpsest.models.anatomy import own_weights, same_weights, sharing_copy
+from palimpsest.models.storage import merged
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,23 +40,53 @@ class Budget:
     """The hyper-parameters that every gradient unlearner shares."""
 
     epochs: float = 10.0  # passes over the forget set
-    steps: int = 0  # optimiser steps; 0: as many as `epochs` makes
+    steps: int = 0  # optimiser steps, instead of epochs; 0: as many as `epochs` makes
     lr: float = 1e-5
     batch_size: int = 32
-    warmup_epochs: float = 1.0
+    micro_batches: int = 1  # pieces that a batch is computed in: the same result in less memory
+    warmup_epochs: float = 1.0  # the whole run, if that is shorter
     weight_decay: float = 0.01
     lora_rank: int = 0  # 0: all weights are trained
     max_length: int | None = None  # tokens a row; None: as many as the model can read
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        above_zero(epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, micro_batches=self.micro_batches)
+        not_negative(
+            steps=self.steps,
+            warmup_epochs=self.warmup_epochs,
+            weight_decay=self.weight_decay,
+            lora_rank=self.lora_rank,
+        )
+        if self.steps and is_set(self, "epochs"):
+            raise InputError(f"epochs={self.epochs:g} and steps={self.steps} contradict each other: give one of them")
+
     def batches(self, encoded: Encoded, *purpose: object) -> Batches:
         """Shuffled batches of a table; fewer rows than `batch_size` make a batch of them all."""
-        from palimpsest.core.seeds import derive
-
         return Batches(encoded, min(self.batch_size, len(encoded)), derive(self.seed, *purpose))
 
     def total_steps(self, batches: Batches) -> int:
-        return self.steps or max(1, round(self.epochs * batches.steps_per_epoch))
+        return self._steps(batches.steps_per_epoch)
+
+    def training(self, steps_per_epoch: int) -> dict[str, Any]:
+        """The arguments of `core.fit.fit` that a budget decides."""
+        steps = self._steps(steps_per_epoch)
+        told = {name: value for name, value in config_of(self).items() if name not in _FREE_ON_RESUME}
+        return {
+            "steps": steps,
+            "lr": self.lr,
+            "warmup": min(round(self.warmup_epochs * steps_per_epoch), steps),
+            "weight_decay": self.weight_decay,
+            "micro_batches": self.micro_batches,
+            "seed": self.seed,
+            "identity": {"method": type(self).__name__, **told},
+        }
+
+    def _steps(self, steps_per_epoch: int) -> int:
+        return self.steps or max(1, round(self.epochs * steps_per_epoch))
+
+
+_FREE_ON_RESUME = ("epochs", "steps", "micro_batches")  # may change when a run is taken up again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +97,17 @@ class Regularised(Budget):
     gamma: float = 1.0  # weight of the forget loss
     alpha: float = 1.0  # weight of the retain loss
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above_zero(gamma=self.gamma)
+        if self.retain_loss == "none" and is_set(self, "alpha"):
+            raise InputError(f"alpha={self.alpha:g} would be ignored with retain_loss 'none': leave one of them out")
+        if self.retain_loss != "none" and not self.alpha > 0:
+            raise InputError(
+                f"alpha={self.alpha:g} contradicts retain_loss '{self.retain_loss}': "
+                "set alpha above 0, or retain_loss 'none'"
+            )
+
 
 def unlearn(
     budget: Budget,
@@ -71,7 +116,7 @@ def unlearn(
     forget_loss: ForgetLoss,
     *,
     watch: Watch | None = None,
-    beside: dict[str, Callable[[int], Any]] | None = None,
+    beside: Mapping[str, Callable[[int], Any]] | None = None,
     trainable: Callable[[nn.Module], list[nn.Parameter]] | None = None,
     forget: Encoded | None = None,
 ) -> LM:
@@ -79,53 +124,58 @@ def unlearn(
 
     `forget_loss(model, batch)` sees ``batch["forget"]``, ``batch["retain"]`` (where there is one) and the sources of
     `beside`.  `trainable` picks the parameters to train in the copy (default: all, or the LoRA factors).
-    Raises `InputError` when an option contradicts the request, and when training changed nothing.
+    Raises `InputError` when the request lacks what the method needs, and when training changed nothing.
     """
-    gamma = getattr(budget, "gamma", 1.0)
-    alpha = getattr(budget, "alpha", 0.0)
-    retain_loss = getattr(budget, "retain_loss", "none")
+    lm = plain(lm)
     forget = encode(budget, lm, request.forget) if forget is None else forget
-    forget_batches = budget.batches(forget, "forget")
-    sources: dict[str, Any] = {"forget": forget_batches, **(beside or {})}
-    retain_term = None
-    if retain_loss != "none" and alpha != 0:
-        retain = encode(budget, lm, required(request.retain, "retain"))
-        sources["retain"] = replace(budget.batches(retain, "retain"), batch_size=forget_batches.batch_size)
-        retain_term = _retain_term(retain_loss, lm, retain)
-    elif retain_loss != "none":
-        raise InputError(f"retain_loss '{retain_loss}' with alpha 0 would be ignored: set alpha, or retain_loss 'none'")
+    batches = budget.batches(forget, "forget")
+    sources: dict[str, Any] = {"forget": batches, **(beside or {})}
+    gamma, retain_term = 1.0, None
+    if isinstance(budget, Regularised):
+        gamma = budget.gamma
+        if budget.retain_loss != "none":
+            retain = encode_retain(budget, lm, request)
+            sources["retain"] = replace(budget.batches(retain, "retain"), batch_size=batches.batch_size)
+            retain_term = _retain_term(budget, lm, retain)
 
     def loss(model: nn.Module, batch: dict[str, Batch]) -> tuple[Tensor, dict[str, Tensor]]:
         to_forget = forget_loss(model, batch)
-        logs = {"forget": to_forget.detach()}
-        total = gamma * to_forget
-        if retain_term is not None:
-            to_retain = retain_term(model, batch["retain"])
-            logs["retain"] = to_retain.detach()
-            total = total + alpha * to_retain
-        return total, logs
+        if retain_term is None:
+            return gamma * to_forget, {"forget": to_forget.detach()}
+        to_retain = retain_term(model, batch["retain"])
+        total = gamma * to_forget + budget.alpha * to_retain  # type: ignore[attr-defined]
+        return total, {"forget": to_forget.detach(), "retain": to_retain.detach()}
 
-    work = trainable_copy(lm, budget.lora_rank)
+    work = trainable_copy(budget, lm)
     if trainable is not None:
-        chosen = {id(parameter) for parameter in trainable(work)}
-        for parameter in work.parameters():
-            parameter.requires_grad_(id(parameter) in chosen)
-    (watch or Watch()).fit(
-        "forget",
-        work,
-        loss,
-        Together(**sources),
-        steps=budget.total_steps(forget_batches),
-        lr=budget.lr,
-        warmup=round(budget.warmup_epochs * forget_batches.steps_per_epoch),
-        weight_decay=budget.weight_decay,
-        seed=budget.seed,
-    )
+        chosen = {id(p) for p in trainable(work) if p.requires_grad}
+        for p in work.parameters():
+            p.requires_grad_(id(p) in chosen)
+    training = budget.training(batches.steps_per_epoch)
+    (watch or Watch()).fit("forget", work, loss, Together(**sources), **training)
     return finished(lm, work)
 
 
-def encode(budget: Budget, lm: LM, table: Dataset) -> Encoded:
-    return lm.encode(table, max_length=budget.max_length)
+def encode(budget: Budget, lm: LM, table: Dataset | list[tuple[str, str]]) -> Encoded:
+    """The rows to forget as tokens.  `InputError` if one has nothing left to score: it could not be forgotten."""
+    encoded = lm.encode(table, max_length=budget.max_length)
+    lost = np.flatnonzero(_masked(encoded))
+    if len(lost):
+        raise InputError(
+            f"{len(lost)} of {len(encoded)} forget records have no token to forget (all labels are masked), "
+            f"first record {lost[0] + 1}: is its answer empty?"
+        )
+    return encoded
+
+
+def encode_retain(budget: Budget, lm: LM, request: ForgetRequest) -> Encoded:
+    """The retain rows as tokens, without those that have nothing to score."""
+    encoded = lm.encode(required(request.retain, "retain"), max_length=budget.max_length)
+    return encoded.select(np.flatnonzero(~_masked(encoded)))
+
+
+def _masked(encoded: Encoded) -> np.ndarray:
+    return encoded.lengths <= np.maximum(encoded.starts, 1)
 
 
 def required(table: Dataset | None, name: str) -> Dataset:
@@ -135,46 +185,63 @@ def required(table: Dataset | None, name: str) -> Dataset:
     return table
 
 
-def trainable_copy(lm: LM, lora_rank: int = 0) -> nn.Module:
-    """A copy of the model in float32, every weight trainable; with `lora_rank`, frozen below fresh LoRA factors."""
+def plain(lm: LM) -> LM:
+    """The model without an adapter (merged into a copy of the weights, if it has one).
+
+    `InputError` if its forgetting lies in a guard: no training of weights can go on from that.
+    """
     if lm.guard is not None:
-        raise InputError("a guarded model has its forgetting outside its weights: give the model without its guard")
-    model = lm.copy().model.float().requires_grad_(True)
-    if lora_rank == 0:
-        return model
+        raise InputError(
+            f"this model forgets by a guard ({type(lm.guard).__name__}), not by its weights: load it without the guard"
+        )
+    model = merged(lm.model)
+    return lm if model is lm.model else replace(lm, model=model)
+
+
+def trainable_copy(budget: Budget, lm: LM) -> nn.Module:
+    """A float32 copy of a `plain` model, every weight trainable.
+
+    With `lora_rank`, fresh LoRA factors on every matrix of its layers instead: the weights under them are `lm`'s own.
+    """
+    if budget.lora_rank == 0:
+        return lm.copy().model.float().requires_grad_(True)
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    model = sharing_copy(lm.model)
+    seed_everything(budget.seed, "lora")
     adapter = LoraConfig(
-        r=lora_rank,
-        lora_alpha=2 * lora_rank,
+        r=budget.lora_rank,
+        lora_alpha=2 * budget.lora_rank,
         target_modules="all-linear",
-        fan_in_fan_out=transposed,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, adapter)
+    with warnings.catch_warnings():  # peft 0.21 reads an attribute that transformers 5.24 has deprecated
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, adapter)
 
 
 def finished(lm: LM, work: nn.Module) -> LM:
-    """The trained copy as an `LM`: adapters merged, the starting model's precision restored, in evaluation mode."""
-    model: Any = work.merge_and_unload() if hasattr(work, "peft_config") else work  # type: ignore[operator]
-    model = model.to(next(lm.model.parameters()).dtype).requires_grad_(True).eval()
+    """The trained copy as an `LM`: adapters merged, on the device and in the precision of the starting model."""
+    model: Any = work
+    if hasattr(work, "peft_config"):
+        model = work.merge_and_unload(safe_merge=True)  # type: ignore[operator]  # safe: not into shared memory
+        own_weights(model, lm.model)
+    kinds = {name: p.dtype for name, p in lm.model.named_parameters()}
+    for name, p in model.named_parameters():
+        p.data = p.data.to(kinds[name])
+    model = model.to(lm.device).requires_grad_(True).eval()
     if same_weights(model, lm.model):
         raise InputError("the method changed no weight: raise lr, steps or epochs")
     return replace(lm, model=model)
 
 
-def _retain_term(retain_loss: RetainLoss, lm: LM, retain: Encoded) -> Callable[[nn.Module, Batch], Tensor]:
-    if retain_loss == "nll":
+def _retain_term(budget: Regularised, lm: LM, retain: Encoded) -> Callable[[nn.Module, Batch], Tensor]:
+    if budget.retain_loss == "nll":
         return losses.nll
-    states = frozen.reference(lm.model, retain, lm.sha256)
-    return lambda model, batch: losses.kl(model, batch, states)
-
-
-def mean(values: Tensor, batch: Batch) -> Tensor:
-    """The mean of a value a row over the whole step's rows."""
-    return values.sum() / batch.total_rows
+    start = frozen.reference(lm.model, retain, lm.sha256)
+    return lambda model, batch: losses.kl(model, batch, start)
 
 
 def start_logprobs(lm: LM, encoded: Encoded) -> Callable[[Batch], Tensor]:
@@ -187,25 +254,27 @@ def start_logprobs(lm: LM, encoded: Encoded) -> Callable[[Batch], Tensor]:
     return look_up
 
 
-def positive(**values: float) -> None:
+def above_zero(**values: float) -> None:
     """Raise `InputError` unless each value is above zero."""
     for name, value in values.items():
         if not value > 0:
-            raise InputError(f"{name} must be above 0, not {value}")
+            raise InputError(f"{name} must be above 0, not {value:g}")
+
+
+def not_negative(**values: float) -> None:
+    """Raise `InputError` if a value is below zero."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise InputError(f"{name} must not be below 0, not {value:g}")
+
+
+def is_set(method: Any, name: str) -> bool:
+    """Whether a hyper-parameter is other than its default."""
+    default = next(field.default for field in fields(method) if field.name == name)
+    return getattr(method, name) != default
 
 
 def check_vocabulary(one: LM, other: LM) -> None:
     """Raise `InputError` unless two models read the same tokens."""
     if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
         raise InputError(f"the models {one.source or 'one'} and {other.source or 'other'} have different vocabularies")
-
-
-@torch.no_grad()
-def row_divergences(model: nn.Module, encoded: Encoded, states: frozen.Reference, rows_at_once: int = 64) -> Tensor:
-    """KL(reference || model) summed over each row's tokens, (N,)."""
-    values = torch.zeros(len(encoded))
-    for rows in encoded.by_length(rows_at_once):
-        for row in rows:
-            batch = encoded.batch([row]).to(next(model.parameters()).device)
-            values[row] = losses.kl(model, batch, states) * batch.total_tokens
-    return values

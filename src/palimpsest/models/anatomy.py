@@ -5,6 +5,7 @@ Found by structure, not by name of the architecture.  Shapes: B rows, T tokens, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -48,16 +49,37 @@ def feed_forward(layer: nn.Module) -> nn.Module:
 
 def down_projection(block: nn.Module) -> nn.Module:
     """The last matrix of a dense feed-forward block, (F -> D): its rows (or columns) are the value vectors."""
-    linear = [child for child in block.modules() if hasattr(child, "weight") and cast(Tensor, child.weight).ndim == 2]
-    if not linear:
-        raise InputError(f"{type(block).__name__} has no matrices that can be addressed (a mixture of experts?)")
-    return linear[-1]
+    matrices = list(_matrices(block))
+    width = _sides(matrices[0])[0] if matrices else 0
+    down = [matrix for matrix in matrices[1:] if _sides(matrix)[1] == width]
+    if not down:
+        raise InputError(f"{type(block).__name__} has no down projection that can be addressed (a mixture of experts?)")
+    return down[-1]
 
 
 def value_vectors(projection: nn.Module) -> Tensor:
     """The (F, D) view of a down projection's weight, however the architecture stores it (`Linear` or `Conv1D`)."""
     weight = cast(Tensor, projection.weight)
-    return weight.T if isinstance(projection, nn.Linear) else weight
+    return weight.T if _is_linear(projection) else weight
+
+
+def _matrices(block: nn.Module) -> Iterator[nn.Module]:
+    """Every module with a matrix, in order; not the modules inside it (the factors of an adapter)."""
+    for child in block.children():
+        if isinstance(weight := getattr(child, "weight", None), Tensor) and weight.ndim == 2:
+            yield child
+        else:
+            yield from _matrices(child)
+
+
+def _sides(matrix: nn.Module) -> tuple[int, int]:
+    """How many numbers a matrix takes and gives."""
+    taken, given = value_vectors(matrix).shape
+    return taken, given
+
+
+def _is_linear(projection: nn.Module) -> bool:
+    return isinstance(getattr(projection, "base_layer", projection), nn.Linear)
 
 
 @contextmanager
@@ -102,3 +124,20 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     """Whether two models of one architecture hold equal weights, bit by bit."""
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name].to(a[name].device)) for name in a)
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model's structure, frozen, whose weights are the original's own memory.
+
+    For work beside the weights (adapters): nobody may write into the copy's weights.
+    """
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def own_weights(model: nn.Module, other: nn.Module) -> None:
+    """End the sharing: clone every weight of `model` that lies in the memory of one of `other`'s, in place."""
+    taken = {p.data_ptr() for p in other.parameters()}
+    for p in model.parameters():
+        if p.data_ptr() in taken:
+            p.data = p.data.clone()

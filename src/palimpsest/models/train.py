@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from palimpsest.core import losses
 from palimpsest.core.errors import InputError
+from palimpsest.core.seeds import derive
 from palimpsest.core.watch import Watch
 from palimpsest.data.batches import Batches
 
@@ -36,13 +39,12 @@ class Recipe:
 def train(lm: LM, table: Dataset, recipe: Recipe, *, watch: Watch | None = None, name: str = "training") -> LM:
     """A copy of `lm` trained on `table`; `lm` itself is left as it is."""
     encoded = lm.encode(table, max_length=recipe.max_length)
-    batch_size = min(recipe.batch_size, len(encoded))
     trained = lm.copy()
     (watch or Watch()).fit(
         name,
         trained.model,
         losses.nll,
-        Batches(encoded, batch_size, recipe.seed),
+        Batches(encoded, min(recipe.batch_size, len(encoded)), recipe.seed),
         main=False,
         steps=recipe.steps,
         lr=recipe.lr,
@@ -51,17 +53,20 @@ def train(lm: LM, table: Dataset, recipe: Recipe, *, watch: Watch | None = None,
         weight_decay=recipe.weight_decay,
         seed=recipe.seed,
     )
-    return replace(trained, source=name)
+    trained.model.eval()
+    return replace(trained.to(lm.device), source=name)
 
 
 def fresh(lm: LM, seed: int) -> LM:
-    """A model like `lm` (configuration, tokenizer) with new random weights that depend on `seed` alone."""
+    """A model like `lm` (configuration, tokenizer) with new random weights: those that `LM.build` draws from `seed`."""
     from transformers import AutoModelForCausalLM
-
-    from palimpsest.core.seeds import seed_everything
 
     if lm.guard is not None:
         raise InputError("a guarded model cannot be trained afresh: load the model without its guard")
-    seed_everything(seed, "fresh weights")
-    model = AutoModelForCausalLM.from_config(lm.model.config)
-    return replace(lm, model=model.to(lm.model.device), source=f"fresh weights, seed {seed}")
+    config = lm.model.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "weights"))
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=lm.model.dtype, attn_implementation=config._attn_implementation
+        )
+    return replace(lm, model=model.eval(), source=f"fresh weights, seed {seed}").to(lm.device)
