@@ -1,0 +1,202 @@
+"""Metric cards: what each measured number means, which way is good, and how many records it takes to believe it.
+
+A report shows the card beside the number, so that nobody has to know the paper to read the table.
+Knows nothing of how a metric is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from palimpsest.core.records import Better
+
+_MUSE = "MUSE, Shi et al. 2024 (arXiv:2407.06460)"
+
+
+@dataclass(frozen=True)
+class MetricCard:
+    """How to read one measurement.  Texts are whole sentences for a reader who has not read the paper."""
+
+    name: str  # of the measurement
+    title: str
+    meaning: str
+    direction: str
+    range: tuple[float | None, float | None]  # lowest and highest possible value; None is open
+    reference: str  # what to hold the number against
+    needs_records: int  # below this the interval is too wide to decide anything; 0: not known
+    source: str
+    unit: str = ""
+    needs: str = ""  # what must be given for the number to exist
+    better: Better | None = None  # the way that `direction` puts in words; None: the measurement says it
+
+    @property
+    def range_text(self) -> str:
+        low, high = self.range
+        unit = f" {self.unit}" if self.unit else ""
+        if low is None and high is None:
+            return f"any number{unit}"
+        if high is None:
+            return f"{low:g} and up{unit}"
+        if low is None:
+            return f"up to {high:g}{unit}"
+        return f"{low:g} to {high:g}{unit}"
+
+
+# 100 records: the 95% interval of a mean of 0-to-100 scores then reaches at most 10 points (1.96 * 50 / sqrt(100)).
+_cards = (
+    MetricCard(
+        name="verbatim",
+        title="Verbatim memorisation",
+        meaning="Given the beginning of a forget record, how much of the rest the model writes word for word "
+        "(ROUGE-L F1 between its greedy continuation and the true one).",
+        direction="Lower means less is recited; the goal is the reference's level, not zero.",
+        range=(0, 100),
+        reference="A model trained without the forget set. It is not at zero either: common phrases can be guessed.",
+        needs_records=100,
+        source=f"{_MUSE}, criterion C1",
+        needs="forget records that are texts long enough to be cut into a prompt and a continuation",
+        better="reference",
+    ),
+    MetricCard(
+        name="knowledge",
+        title="Knowledge of the forget set",
+        meaning="How well the model answers questions about the forget set (ROUGE-L F1 of the answer, mean over "
+        "questions).",
+        direction="Lower means less is known; the goal is the reference's level, not zero.",
+        range=(0, 100),
+        reference="A model trained without the forget set: it can still guess.",
+        needs_records=100,
+        source=f"{_MUSE}, criterion C2",
+        needs="forget records with a prompt and a completion",
+        better="reference",
+    ),
+    MetricCard(
+        name="privacy_leakage",
+        title="Privacy leakage",
+        meaning="Whether an outsider who sees only token probabilities can tell that the forget set was trained on, "
+        "or that it was "
+        "scrubbed. The Min-K% attack's AUC, in percent of the same AUC on the reference.",
+        direction="Zero is good. Far below zero: the records still look trained on. Far above zero: they look "
+        "suspiciously unknown.",
+        range=(-100, None),
+        reference="Zero by construction: the attack on a model trained without the forget set.",
+        needs_records=100,
+        source=f"{_MUSE}, criterion C3; the attack is Min-K% Prob, Shi et al. 2024 (arXiv:2310.16789)",
+        unit="%",
+        needs="a reference model trained without the forget set, and holdout records that no model has seen",
+        better="zero",
+    ),
+    MetricCard(
+        name="utility",
+        title="Utility",
+        meaning="How well the model still answers about what it should keep, asked on records that it was trained on "
+        "and that the unlearner never saw (ROUGE-L F1, mean over questions).",
+        direction="Higher is better; it should stay where it was before forgetting.",
+        range=(0, 100),
+        reference="The model before forgetting, and the model trained without the forget set.",
+        needs_records=100,
+        source=f"{_MUSE}, criterion C4",
+        needs="a utility set: records that were trained on and that the unlearner may not use",
+        better="higher",
+    ),
+    MetricCard(
+        name="retain_knowledge",
+        title="Knowledge of the retain set",
+        meaning="How well the model answers about the retain set, which the unlearner may train on (ROUGE-L F1, mean "
+        "over questions).",
+        direction="Higher is better. Flattering by design, since the unlearner may rehearse these records: utility "
+        "is the fair number.",
+        range=(0, 100),
+        reference="The model before forgetting.",
+        needs_records=100,
+        source=f"{_MUSE}, section on utility preservation (retain set 1)",
+        needs="a retain set with prompts and completions",
+        better="higher",
+    ),
+    MetricCard(
+        name="scalability",
+        title="Scalability",
+        meaning="Utility after the largest of several forget requests of growing size, each forgotten from the same "
+        "starting model.",
+        direction="Higher is better; a method that scales loses no more on a large request than on a small one.",
+        range=(0, 100),
+        reference="Utility before forgetting.",
+        needs_records=100,
+        source=f"{_MUSE}, criterion C5",
+        needs="a forgetting method to run again on parts of the forget set of growing size, and a utility set",
+        better="higher",
+    ),
+    MetricCard(
+        name="sustainability",
+        title="Sustainability",
+        meaning="Utility after the last of several forget requests that came one after the other.",
+        direction="Higher is better; a sustainable method does not wear the model down request by request.",
+        range=(0, 100),
+        reference="Utility before the first request.",
+        needs_records=100,
+        source=f"{_MUSE}, criterion C6",
+        needs="a forgetting method to run again on disjoint parts of the forget set, one after the other, and a "
+        "utility set",
+        better="higher",
+    ),
+    MetricCard(
+        name="forget_nll",
+        title="Surprise at the forget set",
+        meaning="Mean negative log-likelihood of the forget records, in nats per scored token.",
+        direction="Near the reference is good. Lower: the records are still familiar. Much higher: they are singled "
+        "out.",
+        range=(0, None),
+        reference="A model trained without the forget set.",
+        needs_records=30,
+        source="Cross-entropy; 2.72 (e) times less likely per nat",
+        unit="nats per token",
+        needs="forget records",
+        better="reference",
+    ),
+    MetricCard(
+        name="utility_nll",
+        title="Surprise at the utility set",
+        meaning="Mean negative log-likelihood of the utility records, in nats per scored token.",
+        direction="Lower is better; it should stay where it was before forgetting.",
+        range=(0, None),
+        reference="The model before forgetting.",
+        needs_records=30,
+        source="Cross-entropy; 2.72 (e) times less likely per nat",
+        unit="nats per token",
+        needs="a utility set",
+        better="lower",
+    ),
+    MetricCard(
+        name="gibberish",
+        title="Gibberish",
+        meaning="Share of answers that are empty or not language: the same few words over and over. "
+        "An empty answer scores zero on every memory test and would pass for perfect forgetting.",
+        direction="Lower is better.",
+        range=(0, 100),
+        reference="The model before forgetting.",
+        needs_records=100,
+        source=f"Reported beside C1 and C2 so that a broken model is not mistaken for one that forgot; {_MUSE} shows "
+        f"such models",
+        unit="%",
+        needs="answers to judge: any set with prompts",
+        better="lower",
+    ),
+)
+
+CARDS: dict[str, MetricCard] = {entry.name: entry for entry in _cards}
+
+
+def card(name: str) -> MetricCard:
+    """The card of the measurement `name`; for one that nobody has described, a card that says so."""
+    if name in CARDS:
+        return CARDS[name]
+    return MetricCard(
+        name=name,
+        title=name.replace("_", " ").replace("-", " ").strip().capitalize() or "Unnamed",
+        meaning="No description is on record for this measurement.",
+        direction="As marked beside the number.",
+        range=(None, None),
+        reference="The model before.",
+        needs_records=0,
+        source="Not stated",
+    )
