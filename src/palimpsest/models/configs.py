@@ -1,4 +1,4 @@
-"""Small configurations of the three common decoder families, by name: ``llama-tiny``, ``gpt2-mini``, ``qwen-small``, ...
+"""Small configurations of the three common decoder families, by name: ``llama-tiny``, ``gpt2-mini``, ...
 
 | size  | width | layers | heads | parameters (vocabulary of 1024) |
 |-------|-------|--------|-------|---------------------------------|
@@ -8,7 +8,7 @@
 
 `llama` is the plain rotary, RMS-norm, gated form; `gpt2` has learned positions, layer norms and biases (dropout is off:
 runs at this scale are compared token by token); `qwen` is Qwen3 with query/key norms and two query heads a key head.
-Embeddings are tied: at these sizes a second table would be a good part of the model.  Knows nothing of tokenizers.
+Embeddings are tied: at these sizes a second table would be a good part of the model.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.core.errors import InputError, unknown
+from palimpsest.models.tokenizers import BOS, EOS, PAD, SPECIAL
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -84,24 +85,17 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {"llama": llama, "gpt2": 
 NAMES = tuple(f"{family}-{size}" for family in FAMILIES for size in SIZES)
 
 
-def config(
-    wanted: str | dict[str, Any] | PretrainedConfig,
-    *,
-    vocab_size: int,
-    max_length: int,
-    pad_id: int,
-    bos_id: int,
-    eos_id: int,
-) -> PretrainedConfig:
+def config(wanted: str | dict[str, Any] | PretrainedConfig, *, vocab_size: int, max_length: int) -> PretrainedConfig:
     """The transformers config called `wanted`, for a vocabulary and a context of `max_length` tokens.
 
     `wanted` may also be a transformers config, or a dict with ``model_type`` and any of that config's fields: it is
-    copied, and keeps its own context length unless that is missing.  Vocabulary and special tokens always follow the tokenizer.
+    copied, and keeps its own context length where it names one.  Special tokens are those of models/tokenizers.py.
     `InputError` for an unknown name, or a dict that no config class accepts.
     """
     from transformers import AutoConfig, PretrainedConfig
 
-    special = {"vocab_size": vocab_size, "pad_token_id": pad_id, "bos_token_id": bos_id, "eos_token_id": eos_id}
+    ids = {"pad_token_id": SPECIAL.index(PAD), "bos_token_id": SPECIAL.index(BOS), "eos_token_id": SPECIAL.index(EOS)}
+    special = {"vocab_size": vocab_size, **ids}
     if isinstance(wanted, str):
         if wanted not in NAMES:
             raise unknown("model config", wanted, NAMES)

@@ -1,7 +1,7 @@
 """From rows of text to rows of tokens, and where in each the scored part begins.
 
-A row is ``<bos> prompt completion <eos>``; prompt and completion are tokenised as the one text they are, and the token in
-which the prompt's last character and the completion's first meet belongs to the completion.  Knows nothing of models.
+A row is ``<bos> prompt completion <eos>``; prompt and completion are tokenised as the one text they are, and a token
+that holds the prompt's last character and the completion's first belongs to the completion.  Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _pair(row: Any, number: int) -> tuple[str, str]:
 
 
 def _templated(table: Dataset, tokenizer: PreTrainedTokenizerFast) -> dict[int, tuple[str, str]]:
-    """The rows that are read as conversations, written by the chat template: all up to the last answer, and the rest."""
+    """The rows that are read as conversations, written by the chat template: what leads to the last answer, and it."""
     if "messages" not in table.column_names or not tokenizer.chat_template:
         return {}
     names = [name for name in ("prompt", "completion", "messages") if name in table.column_names]
@@ -103,7 +103,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_length: i
         starts.append(start)
     if ids and all(len(row) <= start for row, start in zip(ids, starts, strict=True)):
         raise InputError(f"row 0 ({texts[0]!r:.40}) has no token to score, nor has any other row")
-    return Encoded(tuple(ids), tuple(starts), int(tokenizer.pad_token_id))  # type: ignore[arg-type]
+    return Encoded(tuple(ids), tuple(starts), int(tokenizer.pad_token_id))
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[np.ndarray]:

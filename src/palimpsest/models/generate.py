@@ -1,8 +1,9 @@
 """Batched generation with a key/value cache: the loop all audits stand on.
 
-Prompts of similar length are decoded together, padded on the left; rows leave the batch as they finish; what all prompts
-of a batch begin with (demonstrations, an instruction) is read once.  A row's answer does not depend on the others: its
-random numbers come from (seed, prompt, sample).  Shapes: B rows, P prompt tokens, V words, S cached tokens.
+Prompts of similar length are decoded together, padded on the left; rows leave the batch as they finish; what all
+prompts of a batch begin with (demonstrations, an instruction) is read once.  A row's answer does not depend on the
+others: its random numbers come from (seed, prompt, sample).
+Shapes: B rows, P prompt tokens, V words, S cached tokens.
 """
 
 from __future__ import annotations
@@ -81,6 +82,9 @@ def decode(
 class _Layer(DynamicLayer):
     """A cache layer that writes into a buffer of its final size, where transformers' own copies all keys every step."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, size: int):
         super().__init__()
         self.size, self.used = size, 0
@@ -155,7 +159,11 @@ class _Batch:
                 over = torch.isin(tokens_B, eos) & ~done
                 ends[running[over]] = step
                 done |= over
-                done |= self._stopped(said[running, : step + 1], done, step)
+                if decoding.stopped is not None and (step + 1) % STOP_EVERY == 0:
+                    stopped = decoding.stopped(said[running, : step + 1].tolist())
+                    over = torch.tensor(stopped, device=self.device) & ~done
+                    ends[running[over]] = step + 1
+                    done |= over
                 if step + 1 == decoding.max_new_tokens or bool(done.all()):
                     break
                 if 4 * int(done.sum()) >= len(done):  # fewer, and the copying costs more than the idle rows
@@ -236,12 +244,6 @@ class _Batch:
         return torch.as_tensor(
             self.decoding.draws[self.places].reshape(-1, self.decoding.max_new_tokens), device=self.device
         )
-
-    def _stopped(self, said: Tensor, done: Tensor, step: int) -> Tensor:
-        """Which rows have said a stop string, as far as was looked."""
-        if self.decoding.stopped is None or (step + 1) % STOP_EVERY:
-            return torch.zeros_like(done)
-        return torch.tensor(self.decoding.stopped(said.tolist()), dtype=torch.bool, device=self.device)
 
     def _guard(self, guarded: ExitStack, running: Tensor) -> None:
         rows = self.places[running.cpu().numpy() // self.decoding.samples]

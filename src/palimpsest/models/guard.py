@@ -1,7 +1,7 @@
 """Guards: what stands in front of a model at inference time and makes it answer as if it had forgotten.
 
-A guard may rewrite the prompts, and may change what the model does while it runs on them (hooks, per-row adapters).  The
-weights stay.  `LM` asks its guard whenever it answers or scores: a document is scored as a completion of the empty prompt.
+A guard may rewrite the prompts, and may change what the model does while it runs on them (hooks, per-row adapters).
+The weights stay.  `LM` asks its guard whenever it answers or scores; a document is a completion of the empty prompt.
 A guard is saved as ``guard.json`` (name and settings) and, if it has tensors, ``guard.safetensors``; never as a pickle.
 Knows nothing of how tokens are generated or scored.
 """
@@ -94,15 +94,14 @@ def save_guard(guard: Guard, folder: str | Path) -> None:
 
     settings, tensors = guard.state()
     if tensors:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            Path(folder, "guard.safetensors"),
-        )
+        ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(ready, Path(folder, "guard.safetensors"))
     write_json(Path(folder, "guard.json"), {"guard": name_of(guard), "settings": settings})
 
 
 def load_guard(folder: str | Path) -> Guard | None:
     """The guard saved in a folder; None if there is none.  `InputError` if it is broken or of an unknown kind."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(folder, "guard.json")
@@ -110,11 +109,13 @@ def load_guard(folder: str | Path) -> Guard | None:
         return None
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        name, settings = saved["guard"], saved["settings"]
-    except (ValueError, TypeError, KeyError) as error:
+        cls, settings = _class_of(saved["guard"]), saved["settings"]
+        tensors = path.with_suffix(".safetensors")
+        return cls.restore(settings, load_file(tensors) if tensors.exists() else {})
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise InputError(f"{path}: not a saved guard ({error})") from error
-    tensors = path.with_suffix(".safetensors")
-    return _class_of(name).restore(settings, load_file(tensors) if tensors.exists() else {})
 
 
 def _class_of(name: str) -> type[Guard]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from palimpsest.core.errors import InputError
 from palimpsest.core.files import atomic_folder, sha256_of
 from palimpsest.core.seeds import derive, numpy_rng
 from palimpsest.data.batches import Encoded
-from palimpsest.models import configs, encode, generate, score, storage
-from palimpsest.models.encode import Pairs, Rows
+from palimpsest.models import configs, score, storage
+from palimpsest.models.encode import Pairs, Rows, bos_length, cut_prompt, encode_pairs, encode_prompts, read_pairs
+from palimpsest.models.generate import Decoding, decode
 from palimpsest.models.guard import Guard, Prepared, load_guard, save_guard
 from palimpsest.models.tokenizers import train_bpe
 
@@ -36,8 +37,8 @@ UNBOUNDED = 2**20  # the context length of a model that names none
 class LM:
     """A causal language model and its tokenizer; `source` says where it is from, `guard` stands in front of it."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerFast
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerFast = field(repr=False)
     source: str = ""
     guard: Guard | None = None
 
@@ -57,7 +58,7 @@ class LM:
         checkpoint does not fit the model.
         """
         model, tokenizer = storage.load_model(path, dtype=dtype, trust_remote_code=trust_remote_code)
-        embedded = model.get_input_embeddings().num_embeddings
+        embedded = cast(Any, model.get_input_embeddings()).num_embeddings
         if len(tokenizer) > embedded:
             raise InputError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {embedded}")
         guard = load_guard(path) if Path(path).is_dir() else None
@@ -76,23 +77,21 @@ class LM:
         """An untrained model: a BPE tokenizer trained on `texts`, and fresh float32 weights drawn from `seed`.
 
         `config` is a name of models/configs.py (``llama-tiny``, ``gpt2-mini``, ...), a transformers config, or a dict
-        with its fields.  `vocab_size` is the most the tokenizer may have; `max_length` is the context of a named config.
+        with its fields.  `vocab_size` is the most tokens there may be; `max_length` is the context of a named config.
         """
         from transformers import AutoModelForCausalLM
 
-        written = _whole_texts(texts)
-        tokenizer = train_bpe(written, vocab_size=vocab_size, max_length=max_length)
-        full = configs.config(
-            config,
-            vocab_size=len(tokenizer),
-            max_length=max_length,
-            pad_id=tokenizer.pad_token_id,
-            bos_id=tokenizer.bos_token_id,
-            eos_id=tokenizer.eos_token_id,
+        full = configs.config(config, vocab_size=vocab_size, max_length=max_length)
+        tokenizer = train_bpe(
+            _whole_texts(texts),
+            vocab_size=vocab_size,
+            max_length=getattr(full, "max_position_embeddings", max_length),
+            model_type=full.model_type,
         )
+        full.vocab_size = len(tokenizer)  # fewer than wanted where the texts offer fewer merges
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "weights"))
-            model = AutoModelForCausalLM.from_config(full, dtype=torch.float32, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_config(full, dtype=torch.float32)
         name = config if isinstance(config, str) else full.model_type
         return LM(model.eval(), tokenizer, f"built:{name}")
 
@@ -117,7 +116,7 @@ class LM:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of what answers: the weights', and where there is a guard, of the weights' and the guard's together."""
+        """SHA-256 of what answers: of the weights, and where there is a guard, of weights and guard together."""
         if self.guard is None:
             return self.weights_sha256
         settings, tensors = self.guard.state()
@@ -126,7 +125,7 @@ class LM:
 
     def pairs(self, rows: Rows) -> list[tuple[str, str]]:
         """The rows as (prompt, completion) the way this model reads them: conversations by its chat template."""
-        found = encode.read_pairs(rows, self.tokenizer)
+        found = read_pairs(rows, self.tokenizer)
         return list(zip(found.prompts, found.completions, strict=True))
 
     def encode(self, rows: Rows, *, max_length: int | None = None) -> Encoded:
@@ -135,9 +134,9 @@ class LM:
         A tokenizer without `<bos>` leaves it out: a document's first token then has no prediction.  Rows longer than
         `max_length` (the model's context by default) are cut at the end of the completion, but a completion may always
         have half the room, for which a prompt gives up its beginning; so a question never loses its answer's start.
-        A row without any token to score stays, with nothing to score; if all are such, `InputError`.  No guard acts here.
+        A row without any token to score stays, unscored; if all are such, `InputError`.  No guard acts here.
         """
-        return self._encode(encode.read_pairs(rows, self.tokenizer), max_length)
+        return self._encode(read_pairs(rows, self.tokenizer), max_length)
 
     def token_logprobs(self, rows: Rows | Encoded, *, batch_size: int | None = None) -> list[np.ndarray]:
         """Log-probability (nats) of each scored token, N arrays; a guard sees the prompts (a document's is empty).
@@ -149,12 +148,12 @@ class LM:
                 raise InputError("a guarded model scores texts, not tokens: its guard must see the prompts")
             spans = [(0, 0)] * len(rows)
             return score.token_logprobs(self.model, rows, spans, rows=batch_size)
-        pairs = encode.read_pairs(rows, self.tokenizer)
+        pairs = read_pairs(rows, self.tokenizer)
         prepared = self._prepare(pairs.prompts)
         pairs = replace(pairs, prompts=list(prepared.prompts))
         encoded = self._encode(pairs, None)
         spans = [
-            (encode.bos_length(self.tokenizer, ids), start) if prompt else (0, 0)
+            (bos_length(self.tokenizer, ids), start) if prompt else (0, 0)
             for prompt, ids, start in zip(pairs.prompts, encoded.ids, encoded.starts, strict=True)
         ]
         return score.token_logprobs(self.model, encoded, spans, around=prepared.active, rows=batch_size)
@@ -165,14 +164,14 @@ class LM:
         return np.array([-row.mean(dtype=np.float64) if len(row) else np.nan for row in found], dtype=np.float64)
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]  # samples=1 is also an int, and means the first
         self,
         prompts: Sequence[str],
         *,
         max_new_tokens: int = ...,
         stop: Sequence[str] | str = ...,
         temperature: float = ...,
-        samples: None = ...,
+        samples: Literal[1] = ...,
         seed: int = ...,
         batch_size: int | None = ...,
     ) -> list[str]: ...
@@ -197,13 +196,13 @@ class LM:
         max_new_tokens: int = 32,
         stop: Sequence[str] | str = (),
         temperature: float = 0.0,
-        samples: int | None = None,
+        samples: int = 1,
         seed: int = 0,
         batch_size: int | None = None,
     ) -> list[str] | list[list[str]]:
         """Continue each prompt: up to the end-of-sequence token, a `stop` string (not returned), or `max_new_tokens`.
 
-        Greedy at temperature 0.  With `samples` given, a list of that many answers a prompt; sample s of prompt i
+        Greedy at temperature 0.  With `samples` above 1, a list of that many answers a prompt; sample s of prompt i
         depends on (`seed`, i, s) only.  A prompt longer than the context less `max_new_tokens` keeps its end (and
         its `<bos>`).  Settings in the model's generation config other than its end-of-sequence tokens are not used.
         """
@@ -213,13 +212,13 @@ class LM:
         if not all(stops):
             raise InputError("a stop string must not be empty")
         prepared = self._prepare(prompts)
-        ids = encode.encode_prompts(self.tokenizer, prepared.prompts)
+        ids = encode_prompts(self.tokenizer, prepared.prompts)
         stopped = (lambda rows: [_cut(text, stops) is not None for text in self._decode(rows)]) if stops else None
-        decoding = self._decoding(len(ids), max_new_tokens, temperature, samples or 1, seed, stopped)
+        decoding = self._decoding(len(ids), max_new_tokens, temperature, samples, seed, stopped)
         answers = self._continue(ids, prepared, decoding, batch_size)
         texts = iter(self._decode([answer for group in answers for answer in group]))
         groups = [[_until(next(texts), stops) for _ in group] for group in answers]
-        return groups if samples is not None else [group[0] for group in groups]
+        return groups if samples > 1 else [group[0] for group in groups]
 
     def generate_ids(
         self,
@@ -232,7 +231,7 @@ class LM:
     ) -> list[np.ndarray]:
         """`generate` on tokens: each prompt (with its `<bos>`, if it has one) as an array, the new tokens as an array.
 
-        The end-of-sequence token is not returned.  A guard sees the prompts as text; those it rewrites are tokenised anew.
+        The end-of-sequence token is not returned.  A guard sees prompts as text; those it rewrites are tokenised anew.
         """
         ids = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
         for number, prompt in enumerate(ids):
@@ -243,7 +242,7 @@ class LM:
             texts = self._decode(ids)
             prepared = self._prepare(texts)
             changed = [row for row, text in enumerate(texts) if prepared.prompts[row] != text]
-            rewritten = encode.encode_prompts(self.tokenizer, [prepared.prompts[row] for row in changed])
+            rewritten = encode_prompts(self.tokenizer, [prepared.prompts[row] for row in changed])
             for row, new in zip(changed, rewritten, strict=True):
                 ids[row] = new
         decoding = self._decoding(len(ids), max_new_tokens, temperature, 1, seed, None)
@@ -258,7 +257,7 @@ class LM:
         encoded = self._encode(pairs, None)
         spans = []
         for ids in encoded.ids:
-            first = encode.bos_length(self.tokenizer, ids)
+            first = bos_length(self.tokenizer, ids)
             last = len(ids) - int(len(ids) > first and ids[-1] == self.tokenizer.eos_token_id)
             spans.append((first, last) if last > first else (0, len(ids)))
         return score.mean_hidden(self.model, encoded, spans, layer)
@@ -275,7 +274,7 @@ class LM:
                 save_guard(self.guard, temporary)
 
     def copy(self) -> LM:
-        """The same model with weights of its own (and no gradients); tokenizer and guard, which never change, are shared."""
+        """The same model with weights of its own, without gradients; tokenizer and guard, never changed, are shared."""
         model = copy.deepcopy(self.model)
         model.zero_grad(set_to_none=True)
         return replace(self, model=model)
@@ -298,16 +297,16 @@ class LM:
         return prepared
 
     def _encode(self, pairs: Pairs, max_length: int | None) -> Encoded:
-        return encode.encode_pairs(self.tokenizer, pairs, self.max_length if max_length is None else max_length)
+        return encode_pairs(self.tokenizer, pairs, self.max_length if max_length is None else max_length)
 
     def _decode(self, rows: Sequence[Any]) -> list[str]:
         if not rows:
             return []
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.batch_decode(list(rows), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _decoding(
         self, prompts: int, max_new_tokens: int, temperature: float, samples: int, seed: int, stopped: Any
-    ) -> generate.Decoding:
+    ) -> Decoding:
         ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         draws = None
@@ -315,9 +314,9 @@ class LM:
             draws = np.empty((prompts, samples, max(max_new_tokens, 0)))
             for prompt, sample in np.ndindex(prompts, samples):
                 draws[prompt, sample] = numpy_rng(seed, "generate", prompt, sample).random(max_new_tokens)
-        return generate.Decoding(
+        return Decoding(
             max_new_tokens=max_new_tokens,
-            pad_id=int(self.tokenizer.pad_token_id),  # type: ignore[arg-type]
+            pad_id=int(self.tokenizer.pad_token_id),
             eos_ids=tuple(sorted({*ends, self.tokenizer.eos_token_id} - {None})),
             temperature=temperature,
             samples=samples,
@@ -326,16 +325,16 @@ class LM:
         )
 
     def _continue(
-        self, ids: list[np.ndarray], prepared: Prepared, decoding: generate.Decoding, batch_size: int | None
+        self, ids: list[np.ndarray], prepared: Prepared, decoding: Decoding, batch_size: int | None
     ) -> list[list[np.ndarray]]:
         room = self.max_length - decoding.max_new_tokens
         if room < 2 and ids:
             raise InputError(
                 f"max_new_tokens={decoding.max_new_tokens} leaves no room for a prompt in {self.max_length} tokens"
             )
-        ids = [encode.cut_prompt(self.tokenizer, row, room) for row in ids]
-        spans = [(encode.bos_length(self.tokenizer, row), len(row)) for row in ids]
-        return generate.decode(self.model, ids, spans, decoding, around=prepared.active, rows=batch_size)
+        ids = [cut_prompt(self.tokenizer, row, room) for row in ids]
+        spans = [(bos_length(self.tokenizer, row), len(row)) for row in ids]
+        return decode(self.model, ids, spans, decoding, around=prepared.active, rows=batch_size)
 
 
 def _whole_texts(rows: Rows) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +16,15 @@ from torch import Tensor, nn
 
 from palimpsest.core import losses
 from palimpsest.core.errors import InputError
-from palimpsest.data.batches import IGNORE, Batch, Encoded
+from palimpsest.data.batches import IGNORE, Encoded
 from palimpsest.models.guard import Around, untouched
 
-TOKENS = 4096  # tokens (padding included) of a scored batch, unless the caller says how many rows
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENS = (
+    2048  # tokens (padding included) of a scored batch, unless the caller says how many rows: it stays in the cache
+)
 
 
 def by_tokens(lengths: np.ndarray, tokens: int = TOKENS, rows: int | None = None) -> list[np.ndarray]:
@@ -71,27 +76,34 @@ def token_logprobs(
             batch = encoded.batch(scored[places])
             prompt = prompt_mask(batch.input_ids.shape, [prompt_spans[row] for row in scored[places]])
             with around(scored[places], prompt.to(device)):
-                values = losses.token_logprobs(model, _unmasked(batch).to(device)).cpu()
+                values = losses.token_logprobs(model, batch.to(device)).cpu()
             labelled = batch.targets != IGNORE
             for row, line, picked in zip(scored[places], values, labelled, strict=True):
                 results[row] = line[picked].numpy().astype(np.float32)
     return results
 
 
-def mean_hidden(model: nn.Module, encoded: Encoded, spans: Sequence[tuple[int, int]], layer: int) -> np.ndarray:
+def mean_hidden(model: PreTrainedModel, encoded: Encoded, spans: Sequence[tuple[int, int]], layer: int) -> np.ndarray:
     """(N, D) float32: the hidden states of `layer` (as transformers counts them), averaged over each row's span."""
     device = next(model.parameters()).device
-    results: list[np.ndarray] = [np.empty(0)] * len(encoded)
+    width = model.config.get_text_config().hidden_size
+    results: list[np.ndarray] = [np.empty(width)] * len(encoded)
     with evaluating(model):
         for places in by_tokens(encoded.lengths):
-            batch = _unmasked(encoded.batch(places)).to(device)
-            states = model(input_ids=batch.input_ids, use_cache=False, output_hidden_states=True).hidden_states
+            batch = encoded.batch(places).to(device)
+            outputs = model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                use_cache=False,
+                output_hidden_states=True,
+            )
+            states = outputs.hidden_states
             if not -len(states) <= layer < len(states):
                 raise InputError(f"layer {layer} of a model with hidden states 0 to {len(states) - 1}")
             for row, state_TD in zip(places, states[layer], strict=True):
                 first, last = spans[row]
                 results[row] = state_TD[first:last].float().mean(0).cpu().numpy()
-    return np.stack(results)
+    return np.stack(results) if results else np.empty((0, width), dtype=np.float32)
 
 
 def prompt_mask(shape: Sequence[int], spans: Sequence[tuple[int, int]]) -> Tensor:
@@ -99,8 +111,3 @@ def prompt_mask(shape: Sequence[int], spans: Sequence[tuple[int, int]]) -> Tenso
     places = torch.arange(shape[1])
     first, last = torch.tensor(spans, dtype=torch.int64).T
     return (places >= first[:, None]) & (places < last[:, None])
-
-
-def _unmasked(batch: Batch) -> Batch:
-    """Rows padded on the right need no mask under causal attention, and without one the fast kernels are used."""
-    return replace(batch, attention_mask=None)

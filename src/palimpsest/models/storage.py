@@ -1,7 +1,7 @@
 """Models on disk: safetensors only, whole or not at all, and nothing loaded by halves.
 
-A folder is a transformers model or a PEFT adapter with its tokenizer.  Pickled weights are refused (they can run code), and
-so is a checkpoint that does not fit the model in every key.  Knows nothing of what models are used for.
+A folder is a transformers model or a PEFT adapter with its tokenizer.  Pickled weights are refused (they can run code),
+and so is a checkpoint that does not fit the model in every key.  Knows nothing of what models are used for.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from palimpsest.core.errors import InputError
+from palimpsest.core.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -31,6 +32,8 @@ def load_model(
     path: str | Path, *, dtype: str | torch.dtype | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model and tokenizer in a folder, or those called ``org/name`` on the Hugging Face hub; see `LM.load`."""
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
     name = str(path)
     folder = Path(path)
     if folder.is_dir():
@@ -99,7 +102,7 @@ def _load_weights(name: str, dtype: str | torch.dtype | None, options: dict[str,
     from transformers import AutoModelForCausalLM
 
     with _quiet(), _input_errors(name):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype="auto" if dtype is None else dtype,
             use_safetensors=True,
@@ -107,6 +110,7 @@ def _load_weights(name: str, dtype: str | torch.dtype | None, options: dict[str,
             ignore_mismatched_sizes=True,  # to be listed below with all the others
             **options,
         )
+    model, info = loaded
     mismatched = [entry[0] if isinstance(entry, tuple) else str(entry) for entry in info["mismatched_keys"]]
     _check_keys(name, info["missing_keys"], info["unexpected_keys"], mismatched)
     return model.eval()
@@ -116,7 +120,7 @@ def _load_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerFa
     from transformers import AutoTokenizer
 
     with _quiet(), _input_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, **options)
     if not tokenizer.is_fast:
         raise InputError(f"{name}: its tokenizer is not a fast one, so characters cannot be traced to tokens")
     if tokenizer.pad_token_id is None:
@@ -141,11 +145,14 @@ def _load_adapter(
         raise InputError(f"{folder}/adapter_config.json does not name its base model")
     base = folder / base_name if (folder / base_name).is_dir() else base_name
     model, tokenizer = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code)
-    with _quiet(), _input_errors(str(folder)), safe_open(folder / "adapter_model.safetensors", "pt") as saved:
-        given = set(saved.keys())
-        adapted = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-    wanted = set(get_peft_model_state_dict(adapted))
-    _check_keys(f"the adapter {folder}", wanted - given, given - wanted, [])
+    with _quiet(), _input_errors(str(folder)):
+        with safe_open(folder / "adapter_model.safetensors", "pt") as saved:
+            names = saved.keys()
+            given = {name: tuple(saved.get_slice(name).get_shape()) for name in names}
+        adapted = PeftModel.from_pretrained(model, str(folder), use_safetensors=True, ignore_mismatched_sizes=True)
+    wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+    mismatched = [name for name in wanted.keys() & given.keys() if wanted[name] != given[name]]
+    _check_keys(f"the adapter {folder}", wanted.keys() - given.keys(), given.keys() - wanted.keys(), mismatched)
     if set(TOKENIZERS) & set(files):
         tokenizer = _load_tokenizer(str(folder), {"local_files_only": True, "trust_remote_code": trust_remote_code})
     return adapted.eval(), tokenizer  # type: ignore[return-value]
@@ -179,14 +186,16 @@ def _input_errors(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' loading bar and tables: what they would say is checked here, and raised."""
+    """Without loading bars, tables and warnings: what they would say of keys is checked here, and raised."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bar:

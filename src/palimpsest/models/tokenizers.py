@@ -16,17 +16,22 @@ if TYPE_CHECKING:
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)  # ids 0 to 3
+# AutoTokenizer imposes this class's normalizer and splitting on whatever lies beside such a model
+IMPOSED = {"qwen2": "Qwen2Tokenizer"}
 SMALLEST = len(SPECIAL) + 256  # the special tokens and one token a byte
 
 
-def train_bpe(texts: Iterable[str], *, vocab_size: int = 1024, max_length: int = 256) -> PreTrainedTokenizerFast:
+def train_bpe(
+    texts: Iterable[str], *, vocab_size: int = 1024, max_length: int = 256, model_type: str = ""
+) -> PreTrainedTokenizerFast:
     """Train a tokenizer of at most `vocab_size` tokens (fewer where the texts offer fewer merges).
 
     It adds `<bos>` in front when called by itself, pads on the left (as batched generation wants it), and reloads with
-    ``AutoTokenizer.from_pretrained``.  `InputError` if there is no text or `vocab_size` is below 260.
+    ``AutoTokenizer.from_pretrained``, beside a model of `model_type` too.  `InputError` if there is no text or
+    `vocab_size` is below 260.
     """
+    import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     if vocab_size < SMALLEST:
         raise InputError(
@@ -37,6 +42,9 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int = 1024, max_length: int =
         raise InputError("no text to train a tokenizer on")
     tokenizer = Tokenizer(models.BPE(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if model_type in IMPOSED:
+        imposed = getattr(transformers, IMPOSED[model_type])().backend_tokenizer
+        tokenizer.normalizer, tokenizer.pre_tokenizer = imposed.normalizer, imposed.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -48,7 +56,7 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int = 1024, max_length: int =
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=BOS,
