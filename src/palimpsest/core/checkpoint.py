@@ -149,6 +149,7 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizer, state: dict[str, T
     for label, value in state.items():
         key, name = label.split(".", 1)
         p = parameters[name]
+        value = value.clone()  # not a view of the file, for the optimiser goes on writing to it
         optimizer.state[p][key] = _like(value, p) if value.shape == p.shape else value.to(p.device)
 
 
@@ -221,7 +222,8 @@ def _sync(path: Path) -> None:
 def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"code: {errno.ENOSPC}," in str(error)  # safetensors gives the error of the system only as text
+    # safetensors gives the error of the system only as text, and not the same text in all its versions
+    return re.search(rf"(os error|code:) ({errno.ENOSPC}|{errno.EDQUOT})\b", str(error)) is not None
 
 
 def _short(value: Any) -> str:

@@ -10,6 +10,7 @@ Knows nothing of what is trained: no tokenisation, no model families, no metrics
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -215,7 +216,7 @@ class _Run:
                 self.seconds = time.monotonic() - began
                 if self.folder and (last or due or asked):
                     self._save()
-                if asked and not last:
+                if asked:
                     raise KeyboardInterrupt(self._how_to_go_on())
 
     def _write_back(self) -> None:
@@ -260,7 +261,7 @@ class _Run:
             if bool(broken):
                 return
         else:  # the fused kernel reads the flag on the device, so the host need not wait for it
-            flag = broken.to(torch.float32).reshape(1)
+            flag = broken.to(torch.float32)
             self.bad = flag if self.bad is None else torch.maximum(self.bad, flag)
             self.adamw.found_inf = self.bad  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -268,13 +269,17 @@ class _Run:
     def _clip(self) -> Tensor:
         """The norm of the gradient over all parameters; the gradient is scaled down to `clip` if it is longer."""
         parameters = [p for group in self.adamw.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if self.recipe.clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, norm)
+        return norm
 
     def _read(self, asked: bool, bar: Progress) -> bool:
         """Bring the pending losses to the host and check them; True if any process was asked to stop."""
-        rows = torch.stack([numbers for _, numbers in self.pending]).tolist() if self.pending else []
-        for (names, _), row in zip(self.pending, rows, strict=True):
+        values = iter(torch.cat([numbers for _, numbers in self.pending]).tolist())  # the one wait for the device
+        for names, _ in self.pending:
+            row = list(itertools.islice(values, len(names)))
             if not math.isfinite(row[0]) or not math.isfinite(row[-1]):
                 raise self._diverged(row[0], row[-1])
             step = len(self.losses)
