@@ -13,6 +13,8 @@ CONTRACT = (
     "forget_nll",
     "utility_nll",
     "gibberish",
+    "utility_gibberish",
+    "utility_verbatim",
 )
 
 
@@ -28,6 +30,12 @@ def test_every_measurement_has_a_whole_card(name):
     low, high = found.range
     assert low is not None
     assert high is None or low < high
+
+
+def test_every_measurement_of_the_six_way_audit_has_a_card():
+    from palimpsest.audit.marks import NEEDS
+
+    assert set(NEEDS) <= set(CARDS)
 
 
 def test_an_unknown_measurement_gets_a_card_that_claims_nothing():

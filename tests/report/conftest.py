@@ -53,6 +53,7 @@ def sample(
     utility: float = 88.9,
     leakage: tuple[float, float, float] | None = (-7.2, -19.0, 5.1),
     gibberish: float = 1.0,
+    forget_gibberish: float = 2.0,
     reference: bool = True,
     n: int = 120,
     config: dict[str, Any] | None = None,
@@ -78,7 +79,8 @@ def sample(
         measured("sustainability", "utility", 95.1, max(0.0, utility - 13), None, n=n, better="higher", seed=name),
         Measurement("forget_nll", "forget", 0.081, 3.42, floor(3.11), 3.21, 3.66, n, "reference"),
         Measurement("utility_nll", "utility", 0.079, 0.164, floor(0.081), 0.141, 0.190, n, "lower"),
-        measured("gibberish", "utility", 0.0, gibberish, floor(0.0), n=n, better="lower", seed=name),
+        measured("gibberish", "forget", 0.0, forget_gibberish, floor(0.0), n=n, better="lower", seed=name),
+        measured("utility_gibberish", "utility", 0.0, gibberish, floor(0.0), n=n, better="lower", seed=name),
     )
     steps = np.arange(200)
     noise = numpy_rng(0, "curve", name).normal(0, 0.05, 200)
@@ -96,6 +98,18 @@ def sample(
     ]
     given: dict[str, Any] = {
         "examples": examples,
+        "asked": "in the words of the records",
+        "requests": {
+            "scalability": {**COURSE, "utility": [95.1, 93.0, 92.0, 89.5, max(0.0, utility - 4)]},
+            "sustainability": {**COURSE, "utility": [95.1, 90.0, 86.0, 79.0, max(0.0, utility - 13)]},
+        },
+        "membership": {
+            "auc": {
+                "min-40%": {"before": 0.011, "after": 0.452, "reference": 0.487},
+                "loss": {"before": 0.013, "after": 0.461, "reference": 0.49},
+            },
+            "texts": {"forget": 20, "holdout": 40},
+        },
         "curves": {name: (0.4 + 1.1 * np.exp(-steps / 40) + noise).tolist()},
     }
     return Evidence(
@@ -129,4 +143,5 @@ def sample(
     )
 
 
+COURSE = {"rows": [0, 5, 10, 15, 20], "utility": [], "knowledge": [96.3, 24.0, 20.0, 22.0, 21.4]}
 DATA = {"forget": 20, "retain": 60, "utility": 30, "holdout": 40}

@@ -208,7 +208,7 @@ def test_a_rerun_must_give_the_numbers_back(proof, make_evidence):
     checks = verify(proof, rerun=again)
     assert asked == [proof]
     assert failed(checks) == []
-    assert sum(check.name.startswith("rerun of") for check in checks) == 10
+    assert sum(check.name.startswith("rerun of") for check in checks) == 11
     assert failed(verify(proof, rerun=lambda _: make_evidence(knowledge=22.0))) == []  # a tenth of the interval is 0.97
     assert failed(verify(proof, rerun=lambda _: make_evidence(knowledge=23.0))) == ["rerun of knowledge"]
     assert failed(verify(proof, rerun=lambda _: make_evidence(leakage=None))) == ["rerun of privacy_leakage"]

@@ -6,7 +6,7 @@ import pytest
 from palimpsest.core.errors import InputError
 from palimpsest.core.records import Evidence, Measurement
 from palimpsest.report import html
-from palimpsest.report.html import overlap
+from palimpsest.report.parts import overlap
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 EVIL = "<script>alert(1)</script> & \"quoted\" 'single' {{ 7*7 }}"
@@ -103,7 +103,7 @@ def test_every_table_has_a_caption_and_scoped_headers_and_ids_are_unique(make_ev
     ids = [attrs["id"] for _, attrs in page.seen if "id" in attrs]
     assert len(ids) == len(set(ids))
     pictures = [attrs for attrs in page.all("svg") if attrs.get("role") == "img"]
-    assert len(pictures) == 7
+    assert len(pictures) == 6 + 2 + 1  # six ways, two courses, one loss curve
     assert all(set(attrs["aria-labelledby"].split()) <= set(ids) for attrs in pictures)
 
 
@@ -112,6 +112,19 @@ def test_numbers_of_the_picture_stand_in_the_table(make_evidence, tmp_path):
     table = written(evidence, tmp_path).split('<table class="measurements"')[1].split("</table>")[0]
     for shown in ("99.2", "24.9", "26.3", "−97.8", "−7.2", "−19.0 to 5.1", "88.9", "75.9", "3.42"):
         assert shown in table
+
+
+def test_numbers_of_courses_and_attacks_stand_in_tables(make_evidence, tmp_path):
+    text = written(make_evidence(), tmp_path)
+    for shown in (
+        "89.5",
+        "75.9",
+        "<td>0.452</td>",
+        "Scores after each request: Sustainability",
+        "in the words of the records",
+    ):
+        assert shown in text
+    assert "Request by request" not in written(make_evidence(requests={}, membership={}), tmp_path)
 
 
 def test_missing_ways_say_what_they_need(tmp_path):

@@ -98,3 +98,12 @@ def test_running_mean_against_plain_python():
     assert np.isnan(found[2])
     assert found[3] == 6.0
     assert found[4] == 6.0
+
+
+def test_a_course_names_its_lines_at_their_ends_without_overlap():
+    lines = {"utility": [95.0, 80.0], "knowledge": [96.0, 21.0], "verbatim": [99.0, 20.0]}
+    svg = plots.course([0, 10], lines, "c", "Sustainability")
+    assert {"utility", "knowledge", "verbatim"} <= set(texts(svg))
+    assert "utility 95.0, 80.0" in svg
+    placed = plots._apart([80.0, 21.0, 20.0], 9.0)
+    assert placed == [80.0, 29.0, 20.0]

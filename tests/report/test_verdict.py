@@ -33,6 +33,23 @@ def test_gibberish_counts_as_destroyed_even_at_kept_utility(make_evidence):
     assert any("80% of its answers are gibberish" in sentence for sentence in found.sentences)
 
 
+def test_gibberish_about_the_forget_set_is_no_clean_forgetting(make_evidence):
+    found = verdict(make_evidence(forget_gibberish=90.0))
+    assert found.level == "mixed"
+    assert "words about the forget set are gibberish" in found.headline
+    assert any("90% of what it says about the forget set is gibberish" in sentence for sentence in found.sentences)
+
+
+def test_courses_of_requests_are_never_taken_for_utility():
+    verbatim = Measurement("verbatim", "forget", 99.0, 20.0, 21.0, 17.0, 24.0, 50, "reference")
+    course = Measurement("sustainability", "utility", 90.0, 10.0, None, 5.0, 15.0, 50, "higher")
+    found = verdict(evidence_of(verbatim, course))
+    assert found.headline == "Forgotten; what it cost was not measured"
+    assert any(
+        "After the last of the successive requests, utility is 10.0, 11% of before" in s for s in found.sentences
+    )
+
+
 def test_not_forgotten_says_by_how_much(make_evidence):
     found = verdict(make_evidence(knowledge=48.0))
     assert found.level == "bad"

@@ -168,18 +168,45 @@ _cards = (
     ),
     MetricCard(
         name="gibberish",
-        title="Gibberish",
-        meaning="Share of answers that are empty or not language: the same few words over and over. "
-        "An empty answer scores zero on every memory test and would pass for perfect forgetting.",
+        title="Gibberish about the forget set",
+        meaning="Share of answers and continuations about the forget set that are empty or not language: the same few "
+        "words over and over. An empty answer scores zero on every memory test and would pass for perfect forgetting.",
         direction="Lower is better.",
         range=(0, 100),
         reference="The model before forgetting.",
         needs_records=100,
-        source=f"Reported beside C1 and C2 so that a broken model is not mistaken for one that forgot; {_MUSE} shows "
-        f"such models",
+        source=f"Set beside C1 and C2 so that a broken model is not taken for one that forgot; {_MUSE} shows such "
+        f"models",
         unit="%",
-        needs="answers to judge: any set with prompts",
+        needs="forget records to answer or to go on with",
         better="lower",
+    ),
+    MetricCard(
+        name="utility_gibberish",
+        title="Gibberish about the utility set",
+        meaning="Share of answers and continuations about the utility set that are empty or not language.",
+        direction="Lower is better. Where most answers are gibberish, the model is broken.",
+        range=(0, 100),
+        reference="The model before forgetting.",
+        needs_records=100,
+        source=f"Set beside C4, as for the forget set; {_MUSE}",
+        unit="%",
+        needs="utility records to answer or to go on with",
+        better="lower",
+    ),
+    MetricCard(
+        name="utility_verbatim",
+        title="Recital of the utility set",
+        meaning="Given the beginning of a utility record, how much of the rest the model writes word for word "
+        "(ROUGE-L F1). "
+        "Measured where the utility set has texts and no questions.",
+        direction="Higher means that texts that should stay are still there.",
+        range=(0, 100),
+        reference="The model before forgetting.",
+        needs_records=100,
+        source=f"The measure of C1 on the utility set; {_MUSE}",
+        needs="utility records that are texts",
+        better="higher",
     ),
 )
 

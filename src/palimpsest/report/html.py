@@ -7,9 +7,6 @@ came about.
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +17,9 @@ from palimpsest.audit.cards import MetricCard, card
 from palimpsest.core.errors import InputError
 from palimpsest.core.files import sha256_of, write_text
 from palimpsest.core.records import Evidence, Measurement
-from palimpsest.report import plots
+from palimpsest.report import parts, plots
 from palimpsest.report.compare import Finding, identical, labels, measurement_names, probability, unbeaten
-from palimpsest.report.verdict import Level, reading, verdict
+from palimpsest.report.verdict import Level, verdict
 from palimpsest.report.words import (
     DIRECTIONS,
     duration,
@@ -46,12 +43,6 @@ LEVEL_WORDS: dict[Level, str] = {
     "unknown": "Cannot be said",
 }
 
-# so that a page stays under 1 MB whatever the evidence holds
-_EXAMPLES, _EXAMPLES_SHOWN, _EXAMPLE_CHARACTERS, _PROMPT_CHARACTERS = 40, 6, 700, 360
-_CURVES, _CURVE_ROWS, _TABLE_ROWS, _CELL_CHARACTERS = 12, 12, 200, 300
-
-Parts = list[tuple[str, bool]]  # pieces of a text, each with whether it also stands in the truth
-
 
 def write(evidence: Evidence, folder: str | Path) -> Path:
     """Write ``report.html`` into `folder`; returns its path."""
@@ -67,15 +58,18 @@ def write(evidence: Evidence, folder: str | Path) -> Path:
         "undertext": str((evidence.model.get("before") or {}).get("sha256") or sha256_of(evidence.to_json())),
         "facts": _facts(evidence),
         "panels": _panels(evidence),
-        "rows": [_row(m) for m in evidence.measurements],
-        "examples": _examples(evidence.extras.get("examples") or ()),
-        "curves": _curves(evidence.extras.get("curves") or {}),
-        "table": _table(evidence.extras.get("table") or ()),
+        "rows": [parts.row(m) for m in evidence.measurements],
+        "examples": parts.examples(evidence.extras.get("examples") or ()),
+        "asked": evidence.extras.get("asked") or "",
+        "courses": parts.courses(evidence),
+        "attacks": parts.attacks(evidence),
+        "curves": parts.curves(evidence.extras.get("curves") or {}),
+        "table": parts.table(evidence.extras.get("table") or ()),
         "matrix": _matrix(runs, []) if runs else None,
-        "config": _flat(evidence.method.get("config") or {}),
-        "models": _hashed(evidence.model),
-        "data": _hashed(evidence.data),
-        "environment": _flat(evidence.environment),
+        "config": parts.flat(evidence.method.get("config") or {}),
+        "models": parts.hashed(evidence.model),
+        "data": parts.hashed(evidence.data),
+        "environment": parts.flat(evidence.environment),
     }
     _render("report.html", context, path)
     return path
@@ -103,8 +97,8 @@ def compare_page(evidences: Sequence[Evidence], findings: Sequence[Finding], pat
         "matrix": _matrix(evidences, findings),
         "groups": groups,
         "tests": [_test_row(finding) for finding in findings],
-        "data": _hashed(evidences[0].data),
-        "environment": _flat(evidences[0].environment),
+        "data": parts.hashed(evidences[0].data),
+        "environment": parts.flat(evidences[0].environment),
     }
     _render("compare.html", context, path)
 
@@ -133,7 +127,7 @@ def _panels(evidence: Evidence) -> list[Panel]:
         key = f"panel{place}"
         better = m.better if m else card(name).better or "lower"
         drawn = m is not None and (given(m.after) or given(m.before))
-        svg = _markup(plots.panel(m, key)) if m is not None and drawn else ""
+        svg = parts.markup(plots.panel(m, key)) if m is not None and drawn else ""
         needs = "" if m is not None and given(m.after) else missing(m, name)
         panels.append(Panel(key, card(name), DIRECTIONS[better], _ARROWS[better], svg, needs))
     return panels
@@ -150,108 +144,22 @@ def _comparison_panels(evidences: Sequence[Evidence], names: list[str]) -> list[
         lanes = [plots.Lane(label, m.after, m.low, m.high) for label, m in found]
         svg = plots.lanes_figure(first, lanes, f"panel{place}", bounds=reference_interval(first), margin=112)
         panels.append(
-            Panel(f"panel{place}", card(name), DIRECTIONS[first.better], _ARROWS[first.better], _markup(svg), "")
+            Panel(f"panel{place}", card(name), DIRECTIONS[first.better], _ARROWS[first.better], parts.markup(svg), "")
         )
     return panels
-
-
-def _row(m: Measurement) -> dict[str, Any]:
-    places, bounds = places_of(m), reference_interval(m)
-    entry = card(m.name)
-    few = bool(m.n and m.n < entry.needs_records)
-    return {
-        "name": m.name,
-        "group": m.group,
-        "card": entry,
-        "direction": DIRECTIONS[m.better],
-        "before": number(m.before, places),
-        "after": number(m.after, places),
-        "interval": interval(m.low, m.high, places),
-        "reference": number(m.reference, places),
-        "reference_interval": interval(*bounds, places) if bounds else "",
-        "reading": reading(m),
-        "n": m.n,
-        "few": few,
-        "missing": "" if given(m.after) else missing(m),
-        "note": m.note if given(m.after) else "",
-    }
 
 
 def _facts(evidence: Evidence) -> list[tuple[str, str]]:
     facts = [("Method", method_label(evidence))]
     source = (evidence.model.get("before") or {}).get("source")
     if source:
-        facts.append(("Model", _cut(str(source), 80)))
+        facts.append(("Model", parts.cut(str(source), 80)))
     for name, found in evidence.data.items():
         if isinstance(found, Mapping) and "rows" in found:
             facts.append((f"{name.replace('_', ' ').capitalize()} records", f"{found['rows']:,}"))
     if evidence.seconds:
         facts.append(("Time", duration(evidence.seconds)))
     return facts
-
-
-def _examples(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Examples by set, at most `_EXAMPLES`, the sets taking turns so that none is crowded out."""
-    sets: dict[str, list[dict[str, Any]]] = {}
-    for example in examples:
-        sets.setdefault(str(example.get("set") or "examples"), []).append(dict(example))
-    each = max(1, _EXAMPLES // max(1, len(sets)))
-    sets = dict(list(sets.items())[:_EXAMPLES])
-    kept = {name: [_example(example) for example in found[:each]] for name, found in sets.items()}
-    return {"sets": kept, "shown": _EXAMPLES_SHOWN, "left_out": len(examples) - sum(map(len, kept.values()))}
-
-
-def _example(example: Mapping[str, Any]) -> dict[str, Any]:
-    truth = _cut(_text(example.get("truth")), _EXAMPLE_CHARACTERS)
-    prompt = _text(example.get("prompt"))
-    if len(prompt) > _PROMPT_CHARACTERS:  # the end of a prompt is what is continued
-        prompt = f"\N{HORIZONTAL ELLIPSIS}{prompt[-_PROMPT_CHARACTERS:]}"
-    answers = [
-        (name, overlap(_cut(_text(example[name]), _EXAMPLE_CHARACTERS), truth))
-        for name in ("before", "after", "reference")
-        if example.get(name) is not None
-    ]
-    return {"prompt": prompt, "truth": truth, "answers": answers}
-
-
-def overlap(text: str, truth: str) -> Parts:
-    """`text` in pieces, each with whether its words also stand in `truth` in the same order (ROUGE-L's idea)."""
-    words, wanted = re.findall(r"\S+\s*", text), re.findall(r"\S+", truth)
-    bare = [_bare(word) for word in words]
-    matcher = difflib.SequenceMatcher(None, bare, [_bare(word) for word in wanted], autojunk=False)
-    shared = {i for block in matcher.get_matching_blocks() for i in range(block.a, block.a + block.size) if bare[i]}
-    parts: Parts = []
-    for place, word in enumerate(words):
-        if parts and parts[-1][1] == (place in shared):
-            parts[-1] = (parts[-1][0] + word, parts[-1][1])
-        elif parts and parts[-1][1]:  # the space behind a mark is not marked
-            marked = parts[-1][0].rstrip()
-            parts[-1:] = [(marked, True), (parts[-1][0][len(marked) :] + word, False)]
-        else:
-            parts.append((word, place in shared))
-    return parts
-
-
-def _bare(word: str) -> str:
-    return re.sub(r"\W+", "", word.lower())
-
-
-def _curves(curves: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    found = []
-    for place, (name, values) in enumerate(list(curves.items())[:_CURVES]):
-        loss = [float(v) for v in values if v is not None]
-        if not loss:
-            continue
-        stride = max(1, math.ceil(len(loss) / _CURVE_ROWS))
-        steps = sorted({*range(0, len(loss), stride), len(loss) - 1})
-        found.append(
-            {
-                "name": _cut(str(name), 80),
-                "svg": _markup(plots.curve(loss, f"curve{place}", str(name))),
-                "points": [(step + 1, f"{loss[step]:.4g}".replace("-", "\N{MINUS SIGN}")) for step in steps],
-            }
-        )
-    return found
 
 
 def _matrix(evidences: Sequence[Evidence], findings: Sequence[Finding]) -> dict[str, Any]:
@@ -298,47 +206,6 @@ def _test_row(finding: Finding) -> list[str]:
     ]
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Rows of any dicts: columns in the order in which they first come."""
-    if not rows:
-        return None
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows[:_TABLE_ROWS]]
-    heads = [str(column).replace("_", " ") for column in columns]
-    return {"columns": heads, "rows": cells, "left_out": max(0, len(rows) - _TABLE_ROWS)}
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "\N{EM DASH}"
-    if isinstance(value, float):
-        return number(value, 0 if value.is_integer() and abs(value) >= 10 else 2)
-    return _cut(str(value), _CELL_CHARACTERS)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", _cut(str(value), _CELL_CHARACTERS)))
-    return rows
-
-
-def _hashed(entries: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, what it is, sha256) of models or data sets."""
-    rows = []
-    for name, found in entries.items():
-        if not isinstance(found, Mapping):
-            rows.append((str(name), _cut(str(found), _CELL_CHARACTERS), ""))
-            continue
-        values = {key: value for key, value in found.items() if key != "sha256" and value}
-        told = [f"{value:,} rows" if key == "rows" else str(value) for key, value in values.items()]
-        rows.append((str(name), _cut(", ".join(told), _CELL_CHARACTERS), str(found.get("sha256") or "")))
-    return rows
-
-
 def _evidence_of(value: Mapping[str, Any]) -> Evidence:
     """Evidence from its JSON form, without per-record values."""
     try:
@@ -352,20 +219,6 @@ def _evidence_of(value: Mapping[str, Any]) -> Evidence:
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"extras.runs holds something that is not evidence ({error!r})") from None
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
-
-
-def _markup(svg: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(svg)
 
 
 def _environment() -> Environment:
@@ -383,7 +236,7 @@ def _environment() -> Environment:
 
 def _render(template: str, context: dict[str, Any], path: Path) -> None:
     environment = _environment()
-    style = _markup((Path(__file__).with_name("templates") / "style.css").read_text(encoding="utf-8"))
+    style = parts.markup((Path(__file__).with_name("templates") / "style.css").read_text(encoding="utf-8"))
     page = environment.get_template(template).render(style=style, version=palimpsest.__version__, **context)
     # a model can write half a surrogate pair, which no file can hold
     write_text(path, page.encode("utf-8", "replace").decode("utf-8"))

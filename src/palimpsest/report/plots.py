@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -147,6 +147,35 @@ def curve(values: Sequence[float], key: str, title: str) -> str:
     return _svg(figure, key, title, f"Training loss {told}.")
 
 
+@_with_settings
+def course(rows: Sequence[float], lines: Mapping[str, Sequence[float]], key: str, title: str) -> str:
+    """Scores (0 to 100) after each request, over the records forgotten so far; the first line is the one to watch."""
+    figure, axes = _canvas(480, 200, left=48, right=104, bottom=24, top=10)
+    ends = []
+    for place, (name, values) in enumerate(lines.items()):
+        colour, width = (_STAND_INS["after"], 1.8) if place == 0 else (_STAND_INS["before"], 1.3)
+        dashes = (None, None) if place == 0 else ((4, 2), (1.5, 2))[(place - 1) % 2]
+        axes.plot(rows, values, color=colour, linewidth=width, marker="o", markersize=5, dashes=dashes)
+        ends.append((float(values[-1]), name, colour))
+    axes.set_ylim(-3, 103)
+    for height, (_, name, colour) in zip(_apart([end[0] for end in ends], 9.0), ends, strict=True):
+        _beside(axes, name.replace("_", " "), height, 8, color=colour)
+    axes.set_xticks(rows, [f"{row:g}" for row in rows])
+    axes.yaxis.grid(True, color=_STAND_INS["rule"], linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=_STAND_INS["muted"], pad=6)
+    told = "; ".join(f"{name} {', '.join(number(value) for value in values)}" for name, values in lines.items())
+    return _svg(figure, key, title, f"After {', '.join(f'{row:g}' for row in rows)} records forgotten: {told}.")
+
+
+def _apart(heights: Sequence[float], least: float) -> list[float]:
+    """The heights moved as little as needed upwards from the lowest so that labels do not overlap."""
+    placed = list(heights)
+    for before, after in itertools.pairwise(sorted(range(len(placed)), key=placed.__getitem__)):
+        placed[after] = max(placed[after], placed[before] + least)
+    return placed
+
+
 def _canvas(width: int, height: int, *, left: int, right: int, bottom: int, top: int) -> tuple[Figure, Axes]:
     """A figure of `width` by `height` pixels with one pair of axes, margins in pixels; only its lower edge is drawn."""
     from matplotlib.figure import Figure
@@ -193,16 +222,20 @@ def _draw_lane(axes: Axes, row: int, lane: Lane, places: int) -> None:
         clip_on=False,
         zorder=3,
     )
+    _beside(axes, number(lane.value, places), row, 10, weight="bold" if lane.role == "after" else "normal")
+
+
+def _beside(axes: Axes, text: str, height: float, gap: int, **style: Any) -> None:
+    """Text to the right of the axes, `gap` pixels off."""
     axes.annotate(
-        number(lane.value, places),
-        (1, row),
-        xytext=(10, 0),
+        text,
+        (1, height),
+        xytext=(gap, 0),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
         ha="left",
         va="center",
-        color=_STAND_INS["ink"],
-        weight="bold" if lane.role == "after" else "normal",
+        **{"color": _STAND_INS["ink"]} | style,
     )
 
 

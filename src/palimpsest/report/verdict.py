@@ -44,6 +44,7 @@ RULE = (
     "it is too wide to tell.",
     "Without a reference model nobody can say whether a score is low enough, so the verdict does not.",
 )
+COURSES = {"scalability": "On the largest request", "sustainability": "After the last of the successive requests"}
 PLAIN_RULE = (
     "A measurement is better or worse when its 95% interval leaves out the value before; otherwise no change is shown.",
 )
@@ -63,10 +64,7 @@ def verdict(evidence: Evidence) -> Verdict:
 
     Evidence without a memory score (nothing was to be forgotten) gets one sentence a measurement instead.
     """
-    memories = [m for m in evidence.measurements if m.name in ("knowledge", "verbatim")]
-    memories = memories or [
-        m for m in evidence.measurements if m.group == "forget" and m.better in ("reference", "lower")
-    ]
+    memories = _memories(evidence)
     if not memories:
         return _plain(evidence)
     memory_states, sentences = [], []
@@ -79,13 +77,15 @@ def verdict(evidence: Evidence) -> Verdict:
     privacy, sentence = _privacy(evidence)
     sentences.append(sentence)
     sentences += _later_requests(evidence)
-    if all(m.reference is None for m in memories):
+    babble = _babble(evidence, forget=True)
+    if babble > GIBBERISH and cost != "destroyed":
+        sentences.append(f"{number(babble, 0)}% of what it says about the forget set is gibberish.")
+    if any(given(m.after) for m in memories) and not any(given(m.reference) for m in memories):
         sentences.append(
             "No reference model was given. A model trained without these records can guess some answers too, so "
-            "whether these "
-            "scores are low enough cannot be said; a retrained reference would say it."
+            "whether these scores are low enough cannot be said; a retrained reference would say it."
         )
-    headline, level = _headline(memories, memory_states, cost, kept, privacy)
+    headline, level = _headline(memories, memory_states, cost, kept, privacy, babble > GIBBERISH)
     return Verdict(headline, tuple(sentences), level, RULE)
 
 
@@ -109,6 +109,15 @@ def reading(m: Measurement) -> str:
         return f"{percent(m.after / m.before)} of before"
     change = _change(m)
     return f"{change} than before" if change in ("better", "worse") else change
+
+
+def _memories(evidence: Evidence) -> list[Measurement]:
+    """The scores of what is still known: verbatim and knowledge, or where neither was measured, others of that set."""
+    named = [m for m in evidence.measurements if m.name in ("knowledge", "verbatim")]
+    if any(given(m.after) for m in named):
+        return named
+    others = [m for m in evidence.measurements if m.group == "forget" and not m.name.endswith("gibberish")]
+    return [m for m in others if given(m.after) and m.better in ("reference", "lower")] or named
 
 
 def _memory(m: Measurement) -> tuple[Memory, str]:
@@ -141,11 +150,9 @@ def _memory(m: Measurement) -> tuple[Memory, str]:
 def _cost(evidence: Evidence) -> tuple[Cost, float | None, str]:
     """The state, the share kept, and the sentence, of what should have stayed."""
     found = _first(evidence, ("utility", "retain_knowledge"), ("utility", "retain"), "higher")
-    babble = next(
-        (m for m in evidence.measurements if m.name == "gibberish" and m.after is not None and given(m.after)), None
-    )
-    broken = babble is not None and babble.after is not None and babble.after > GIBBERISH
-    aside = f" {number(babble.after, 0)}% of its answers are gibberish." if babble and broken else ""
+    babble = _babble(evidence, forget=False)
+    broken = babble > GIBBERISH
+    aside = f" {number(babble, 0)}% of its answers are gibberish." if broken else ""
     if found is None or found.after is None or not given(found.after):
         likelihood = _first(evidence, ("utility_nll",), (), "lower")
         if likelihood is not None and given(likelihood.after) and given(likelihood.before):
@@ -166,6 +173,12 @@ def _cost(evidence: Evidence) -> tuple[Cost, float | None, str]:
     if state == "destroyed":
         told += BROKEN
     return state, kept, told + aside
+
+
+def _babble(evidence: Evidence, *, forget: bool) -> float:
+    """The largest share of gibberish, in percent, about the forget set or about everything else."""
+    found = [m for m in evidence.measurements if m.name.endswith("gibberish") and (m.group == "forget") == forget]
+    return max((m.after for m in found if m.after is not None and given(m.after)), default=0.0)
 
 
 def _cost_in_likelihood(m: Measurement, broken: bool, aside: str) -> tuple[Cost, float | None, str]:
@@ -202,10 +215,7 @@ def _privacy(evidence: Evidence) -> tuple[Privacy, str]:
 
 def _later_requests(evidence: Evidence) -> list[str]:
     told = []
-    for name, when in (
-        ("scalability", "On the largest request"),
-        ("sustainability", "After the last of the successive requests"),
-    ):
+    for name, when in COURSES.items():
         for m in evidence.measurements:
             if m.name != name or m.after is None or not given(m.after):
                 continue
@@ -219,7 +229,7 @@ def _later_requests(evidence: Evidence) -> list[str]:
 
 
 def _headline(
-    memories: list[Measurement], states: list[Memory], cost: Cost, kept: float | None, privacy: Privacy
+    memories: list[Measurement], states: list[Memory], cost: Cost, kept: float | None, privacy: Privacy, babbling: bool
 ) -> tuple[str, Level]:
     measured = [state for state in states if state != "missing"]
     if cost == "destroyed":
@@ -242,6 +252,8 @@ def _headline(
         return "Forgotten; what it cost was not measured", "unknown"
     if cost == "cost" and kept is not None:
         return f"Forgotten, at a cost: {kept:.0%} of utility is kept", "mixed"
+    if babbling:
+        return "Forgotten and the rest kept, but its words about the forget set are gibberish", "mixed"
     return {
         "leaks": ("Forgotten and the rest kept, but an outsider can tell", "mixed"),
         "wide": ("Forgotten, and the rest is kept; privacy is undecided", "mixed"),
@@ -321,6 +333,6 @@ def _in_brackets(m: Measurement, places: int) -> str:
 def _first(evidence: Evidence, names: tuple[str, ...], groups: tuple[str, ...], better: str) -> Measurement | None:
     """The measurement by name, else the first of a group that points the right way; one with a number goes first."""
     named = [m for name in names for m in evidence.measurements if m.name == name]
-    grouped = [m for m in evidence.measurements if m.group in groups and m.better == better]
+    grouped = [m for m in evidence.measurements if m.group in groups and m.better == better and m.name not in COURSES]
     found = [*named, *grouped]
     return next((m for m in found if given(m.after)), found[0] if found else None)
