@@ -129,7 +129,8 @@ class Batches:
     """Shuffled batches of equal size, rows of similar length together; ``batches(step)`` is a function of (seed, step).
 
     Every row comes once an epoch; an epoch's incomplete last batch is filled from the next epoch's order.
-    Shuffling sorts by length only inside windows of 32 batches, so a batch is nearly a uniform draw.
+    Shuffling sorts by length only inside windows of at most 32 batches and one epoch, so a batch is nearly a uniform draw
+    (and of a small table never the same few rows many times).
     """
 
     encoded: Encoded
@@ -152,22 +153,26 @@ class Batches:
 
     def rows(self, step: int) -> np.ndarray:
         """The rows of a step, (batch_size,)."""
-        window, place = divmod(step, _BUCKET)
+        window, place = divmod(step, self._window_steps)
         return self._window(window)[place]
 
     def __call__(self, step: int) -> Batch:
         return self.encoded.batch(self.rows(step))
 
+    @property
+    def _window_steps(self) -> int:
+        return min(_BUCKET, max(1, len(self.encoded) // self.batch_size))
+
     def _window(self, window: int) -> np.ndarray:
-        """(_BUCKET, batch_size): the rows of a window's steps."""
-        size = _BUCKET * self.batch_size
+        """(steps of a window, batch_size): the rows of a window's steps."""
+        size = self._window_steps * self.batch_size
         places = np.arange(window * size, (window + 1) * size)
         rows = np.empty(size, dtype=np.int64)
         for epoch in np.unique(places // len(self.encoded)):
             inside = places // len(self.encoded) == epoch
             rows[inside] = self._epoch(int(epoch))[places[inside] % len(self.encoded)]
         order = np.argsort(self.encoded.lengths[rows], kind="stable")
-        return numpy_rng(self.seed, "window", window).permutation(rows[order].reshape(_BUCKET, self.batch_size))
+        return numpy_rng(self.seed, "window", window).permutation(rows[order].reshape(-1, self.batch_size))
 
     def _epoch(self, epoch: int) -> np.ndarray:
         return numpy_rng(self.seed, "epoch", epoch).permutation(len(self.encoded))
