@@ -129,8 +129,8 @@ class Batches:
     """Shuffled batches of equal size, rows of similar length together; ``batches(step)`` is a function of (seed, step).
 
     Every row comes once an epoch; an epoch's incomplete last batch is filled from the next epoch's order.
-    Shuffling sorts by length only inside windows of at most 32 batches and one epoch, so a batch is nearly a uniform draw
-    (and of a small table never the same few rows many times).
+    Shuffling sorts by length only inside windows of at most 32 batches and one epoch, so a batch is nearly a uniform
+    draw, and of a small table never the same few rows many times.
     """
 
     encoded: Encoded
