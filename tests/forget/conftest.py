@@ -12,6 +12,7 @@ from palimpsest.data.records import select_questions
 from palimpsest.data.request import ForgetRequest
 from palimpsest.data.world import World
 from palimpsest.models.lm import LM
+from palimpsest.models.train import Recipe, train
 
 COMMON = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "tie_word_embeddings": True}
 CONFIGS = {
@@ -58,6 +59,12 @@ def records(world: World) -> ForgetRequest:
 def asked(records: ForgetRequest) -> ForgetRequest:
     """The same with questions alone among the forget records."""
     return replace(records, forget=select_questions(records.forget))
+
+
+@pytest.fixture(scope="session")
+def taught(llama: LM, world: World) -> LM:
+    """The Llama model after reading the world: it has something to forget."""
+    return train(llama, world.train, Recipe(steps=200, lr=1e-2, batch_size=16), watch=Watch(progress=False))
 
 
 @pytest.fixture

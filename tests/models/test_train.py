@@ -60,9 +60,10 @@ def test_an_interrupted_training_goes_on(
         return batch_of(self, step)
 
     watch = Watch(progress=False, checkpoint=tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="after step 8 of 12"):
+    with monkeypatch.context() as patch:
         patch.setattr(Batches, "__call__", interrupted)
-        train(start, table, RECIPE, watch=watch)
+        with pytest.raises(KeyboardInterrupt, match="after step 8 of 12"):
+            train(start, table, RECIPE, watch=watch)
     assert train(start, table, RECIPE, watch=watch).sha256 == whole.sha256
     assert watch.traces["training"].steps == 12
 
