@@ -40,6 +40,17 @@ def test_gibberish_about_the_forget_set_is_no_clean_forgetting(make_evidence):
     assert any("90% of what it says about the forget set is gibberish" in sentence for sentence in found.sentences)
 
 
+def test_what_was_broken_or_unknown_before_is_not_put_down_to_forgetting(make_evidence):
+    evidence = make_evidence(gibberish=100.0)
+    babbling = tuple(replace(m, before=100.0) if m.name == "utility_gibberish" else m for m in evidence.measurements)
+    assert verdict(replace(evidence, measurements=babbling)).headline == "Forgotten, and the rest is kept"
+    memories = {"knowledge": 19.8, "verbatim": 26.3}
+    ignorant = tuple(replace(m, before=memories.get(m.name, m.before)) for m in make_evidence().measurements)
+    found = verdict(replace(evidence, measurements=ignorant))
+    assert found.level == "unknown"
+    assert found.headline.startswith("There was nothing to forget")
+
+
 def test_courses_of_requests_are_never_taken_for_utility():
     verbatim = Measurement("verbatim", "forget", 99.0, 20.0, 21.0, 17.0, 24.0, 50, "reference")
     course = Measurement("sustainability", "utility", 90.0, 10.0, None, 5.0, 15.0, 50, "higher")

@@ -176,9 +176,13 @@ def _cost(evidence: Evidence) -> tuple[Cost, float | None, str]:
 
 
 def _babble(evidence: Evidence, *, forget: bool) -> float:
-    """The largest share of gibberish, in percent, about the forget set or about everything else."""
+    """The largest share of gibberish, in percent, about the forget set or about everything else.
+
+    A model that spoke gibberish already before does not count: forgetting did not do that.
+    """
     found = [m for m in evidence.measurements if m.name.endswith("gibberish") and (m.group == "forget") == forget]
-    return max((m.after for m in found if m.after is not None and given(m.after)), default=0.0)
+    new = [m for m in found if m.before is None or m.before <= GIBBERISH]
+    return max((m.after for m in new if m.after is not None and given(m.after)), default=0.0)
 
 
 def _cost_in_likelihood(m: Measurement, broken: bool, aside: str) -> tuple[Cost, float | None, str]:
@@ -236,6 +240,8 @@ def _headline(
         return "Utility destroyed", "bad"
     if not measured:
         return "Forgetting was not measured", "unknown"
+    if all(_unknown_before(m) for m in memories if given(m.after)):
+        return "There was nothing to forget: the model before knew no more than the reference", "unknown"
     if all(state == "unchanged" for state in measured):
         return "Nothing was forgotten", "bad"
     pairs = zip(memories, states, strict=True)
@@ -309,6 +315,14 @@ def _gap(m: Measurement) -> tuple[float, bool]:
     bounds = reference_interval(m)
     inside = (bounds is not None and bounds[0] <= m.after <= bounds[1]) or _holds(m, m.reference)
     return m.after - m.reference, inside or m.after == m.reference
+
+
+def _unknown_before(m: Measurement) -> bool:
+    """Did the model before score like the reference?"""
+    if m.before is None or m.reference is None or not (given(m.before) and given(m.reference)):
+        return False
+    bounds = reference_interval(m) or (m.reference, m.reference)
+    return bounds[0] <= m.before <= bounds[1]
 
 
 def _passed(m: Measurement) -> bool:
