@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -129,19 +130,25 @@ def test_processes_measure_the_same_as_this_one(write_claims):
     assert (here.machine["processes"], there.machine["processes"]) == ("1", "2")
 
 
-def test_an_error_comes_home_from_another_process(write_claims):
+def test_errors_come_home_from_another_process(write_claims):
     body = """
     from palimpsest.core.errors import MissingExtra
 
     @claim(**settings())
     def measure(seed, mechanism=True, scale=1.0):
-        raise MissingExtra("gymnasium", "rl") if scale < 1 else KeyError("lost")
+        raise MissingExtra("gymnasium", "rl")
+
+    @claim(**settings(paper="whp"))
+    def measure_whp(seed, mechanism=True, scale=1.0):
+        raise KeyError("lost")
     """
     module = write_claims(body)
-    with pytest.raises(InputError, match=r"muse, seed \d(, control)?: this needs the package 'gymnasium'"):
-        runner.run(module.measure, seeds=2, scale=0.5, workers=2)
-    with pytest.raises(ClaimError, match=r"(?s)muse, seed \d(, control)?:\n.*KeyError: 'lost'"):
-        runner.run(module.measure, seeds=2, workers=2)
+    found = {claim.paper: error for claim, error in runner.run_all([module.measure, module.measure_whp], 2, workers=2)}
+    assert type(found["muse"]) is InputError
+    assert str(found["muse"]).startswith("muse, seed ")
+    assert str(found["muse"]).endswith("this needs the package 'gymnasium': pip install 'palimpsest[rl]'")
+    assert type(found["whp"]) is ClaimError
+    assert "KeyError: 'lost'" in str(found["whp"])
 
 
 def test_a_process_that_dies_is_said_so(write_claims):
@@ -191,8 +198,9 @@ def test_a_changed_claim_is_measured_again(write_claims):
     assert len(module.LOG.read_text().splitlines()) == 4
 
 
-def test_measuring_processes_end_when_their_parent_is_killed(write_claims, tmp_path):
-    """Otherwise a killed ``reproduce --all`` would leave processes that wait for ever."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_measuring_processes_end_when_their_parent_does(write_claims, tmp_path, how):
+    """A killed ``reproduce --all`` leaves no processes behind, and Ctrl-C does not wait for the runs under way."""
     module = write_claims("""
     import os, time
 
@@ -204,7 +212,8 @@ def test_measuring_processes_end_when_their_parent_is_killed(write_claims, tmp_p
     script = tmp_path / "parent.py"
     script.write_text(
         textwrap.dedent(f"""
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
         sys.path.insert(0, {str(tmp_path)!r})
         if __name__ == "__main__":
             from palimpsest.claims import runner
@@ -212,15 +221,15 @@ def test_measuring_processes_end_when_their_parent_is_killed(write_claims, tmp_p
             runner.run(module.measure, seeds=2, workers=2)
         """)
     )
-    parent = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
+    parent = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        children = wait_for(
-            lambda: [int(line) for line in module.LOG.read_text().split()] if module.LOG.exists() else [], 2
-        )
+        children = wait_for(lambda: module.LOG.read_text().split() if module.LOG.exists() else [], 2)
+        parent.send_signal(how)
+        wait_for(lambda: [child for child in children if not alive(child)], 2)
+        assert parent.wait(60) == -how
     finally:
         parent.kill()
         parent.wait()
-    wait_for(lambda: [child for child in children if not alive(child)], 2)
 
 
 def alive(process):

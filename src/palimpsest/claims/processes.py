@@ -9,6 +9,8 @@ import contextlib
 import importlib
 import io
 import os
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from operator import attrgetter
 from typing import Any
 
@@ -124,22 +127,37 @@ def _away(one: Run) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _processes(workers: int) -> Iterator[Submit]:
-    """Yield a function that starts a run in one of `workers` fresh processes and returns its future."""
+    """Yield a function that starts a run in one of `workers` fresh processes and returns its future.
+
+    The processes end at once when the block ends with an error (Ctrl-C, say) or this process is killed.
+    """
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_enter)
+    context = multiprocessing.get_context("spawn")
+    leash, end = context.Pipe(duplex=False)  # `end` is closed here, or by the system if this process dies
+    pool = ProcessPoolExecutor(workers, context, initializer=_enter, initargs=(leash,))
     try:
         yield lambda one: pool.submit(_away, one)
+    except BaseException:
+        end.close()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        end.close()
+        leash.close()
 
 
-def _enter() -> None:
+def _enter(leash: Connection) -> None:
     """Prepare a measuring process: one thread (fastest for small models side by side), no life after its parent's."""
-    import threading
-    from multiprocessing import connection, parent_process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
 
+    def follow() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            leash.recv()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
     import torch
@@ -147,14 +165,6 @@ def _enter() -> None:
 
     torch.set_num_threads(1)
     threadpool_limits(1)
-    parent = parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            connection.wait([parent.sentinel])
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()
 
 
 @contextlib.contextmanager
