@@ -8,7 +8,9 @@
 
 `llama` is the plain rotary, RMS-norm, gated form; `gpt2` has learned positions, layer norms and biases (dropout is off:
 runs at this scale are compared token by token); `qwen` is Qwen3 with query/key norms and two query heads a key head.
-Embeddings are tied: at these sizes a second table would be a good part of the model.
+Embeddings are tied: at these sizes a second table would be a good part of the model.  Weights start wider than the
+customary 0.02, which is made for thousands of units: llama-tiny answered 96% instead of 47% of the fictional world's
+held-out questions after the same 900 steps (one seed; gpt2-tiny 64% instead of 35%).
 """
 
 from __future__ import annotations
@@ -31,6 +33,11 @@ class Size:
     heads: int
 
     @property
+    def initializer_range(self) -> float:
+        """Standard deviation of the first weights."""
+        return 0.5 / self.width**0.5
+
+    @property
     def gated_width(self) -> int:
         """Of a gated feed-forward layer: 8/3 of the width, as Llama has it, rounded up to a multiple of 8."""
         return -(-self.width // 3) * 8
@@ -47,6 +54,7 @@ def llama(size: Size, **common: Any) -> PretrainedConfig:
         intermediate_size=size.gated_width,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
+        initializer_range=size.initializer_range,
         num_key_value_heads=size.heads,
         **common,
     )
@@ -60,6 +68,7 @@ def gpt2(size: Size, **common: Any) -> PretrainedConfig:
         n_embd=size.width,
         n_layer=size.layers,
         n_head=size.heads,
+        initializer_range=size.initializer_range,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -75,6 +84,7 @@ def qwen(size: Size, **common: Any) -> PretrainedConfig:
         intermediate_size=size.gated_width,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
+        initializer_range=size.initializer_range,
         num_key_value_heads=size.heads // 2,
         head_dim=size.width // size.heads,
         **common,
