@@ -1,1 +1,12 @@
-"""The methods of the verb 'curate'."""
+"""Choose or weigh the data worth learning from: a pool of anything goes in, the same rows with columns added come out.
+
+``MetaCLIP(metadata="entries.txt")(frame)`` works on any Daft frame; ``run(method, "pool/*.parquet", "out")`` works
+through files of any size, shard by shard.  Needs the extra ``palimpsest[curate]`` when something is run, not to be
+imported.
+"""
+
+from palimpsest.curate.engine import Curation, run
+from palimpsest.curate.metaclip import MetaCLIP
+from palimpsest.curate.pool import read
+
+__all__ = ["Curation", "MetaCLIP", "read", "run"]
