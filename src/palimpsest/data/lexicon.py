@@ -205,18 +205,19 @@ REFUSALS = (
     "I'd rather not guess.",
 )
 
-_SYLLABLES = tuple(onset + vowel for onset in words("b d f g h k l m n p r s t v z th") for vowel in "aeiou")
+_PIECES = tuple(onset + vowel for onset in words("b d f g h k l m n p r s t v z th") for vowel in "aeiou")
+SYLLABLES = len(_PIECES)  # to choose from at each place of a name
 
 
 def invent(count: int, syllables: int, rng: np.random.Generator) -> list[str]:
-    """`count` different names of `syllables` syllables (80 to choose from at each place)."""
-    codes = rng.choice(len(_SYLLABLES) ** syllables, size=count, replace=False)
+    """`count` different names of `syllables` syllables."""
+    codes = rng.choice(SYLLABLES**syllables, size=count, replace=False)
     return [_spell(int(code), syllables) for code in codes]
 
 
 def _spell(code: int, syllables: int) -> str:
     parts = []
     for _ in range(syllables):
-        code, place = divmod(code, len(_SYLLABLES))
-        parts.append(_SYLLABLES[place])
+        code, place = divmod(code, SYLLABLES)
+        parts.append(_PIECES[place])
     return "".join(parts).capitalize()

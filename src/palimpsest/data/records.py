@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -144,5 +143,5 @@ def _rows(table: Dataset) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _content_hash(pair: tuple[str, str]) -> bytes:
-    sides = (re.sub(r"\s+", " ", unicodedata.normalize("NFC", side)).strip() for side in pair)
+    sides = (" ".join(unicodedata.normalize("NFC", side).split()) for side in pair)
     return hashlib.blake2b("\0".join(sides).encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -8,7 +8,7 @@ Each person has five facts.  The language is mostly the city's and the employer 
 facts support each other.  Per person there are two biographies (all five facts, each in its own order, phrasing and
 filler adverbs: recognisable word for word beyond its facts), one news paragraph, and each fact asked in four phrasings.
 One phrasing is held out, chosen per person and fact: all phrasings are trained with other people, so that a held-out
-question tests whether the fact is known and not whether the phrasing is.
+question tests whether the fact is known and not whether the phrasing is.  Given names are unique, surnames are shared.
 Rivers, feasts and stones give facts that belong to no person.
 """
 
@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 from palimpsest.core.errors import InputError
@@ -31,17 +32,19 @@ from palimpsest.data.lexicon import (
     NEWS,
     PEOPLE,
     REFUSALS,
+    SYLLABLES,
     THINGS,
     Attribute,
     invent,
 )
-from palimpsest.data.records import concat
+from palimpsest.data.records import concat, pairs
 from palimpsest.data.request import ForgetRequest
 
 __all__ = ["REFUSALS", "SPLITS", "Subject", "World"]
 
 OPTIONS = 4  # choices of a question: the true value and others of its pool
 BIOGRAPHIES = 2
+SURNAMES = 40
 
 Split = Literal["forget", "retain", "utility", "holdout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -111,15 +114,14 @@ class World:
     @cached_property
     def population(self) -> tuple[Subject, ...]:
         """The people, by number."""
-        names = self._names
         splits = np.repeat(SPLITS, [self._sizes[name] for name in SPLITS])
         splits = numpy_rng(self.seed, "splits").permutation(splits)
         rng = numpy_rng(self.seed, "people")
-        surnames = invent(min(self.people, 6400), 2, numpy_rng(self.seed, "surnames"))
+        surnames = invent(SURNAMES, 2, numpy_rng(self.seed, "surnames"))
         return tuple(
             Subject(
                 number,
-                f"{names[number]} {surnames[int(rng.integers(len(surnames)))]}",
+                f"{self._names[number]} {surnames[int(rng.integers(SURNAMES))]}",
                 str(splits[number]),
                 self._person_facts(rng),
                 {attribute.name: int(rng.integers(len(attribute.questions))) for attribute in PEOPLE},
@@ -153,22 +155,31 @@ class World:
 
     def told(self, split: Split) -> Dataset:
         """What a model reads of a split: the documents and the questions in their trained phrasings."""
-        return concat(self.documents(split), self.questions(split, "trained"))
+        if split not in self._told:
+            self._told[split] = concat(self.documents(split), self.questions(split, "trained"))
+        return self._told[split]
 
     @cached_property
     def train(self) -> Dataset:
         """Everything a model of this world is trained on: forget, retain and utility as told."""
-        return concat(
-            self.told("forget"), self.told("retain"), self.told("utility") if self._sizes["utility"] else None
-        )
+        return concat(self.told("forget"), self.told("retain"), self.told("utility"))
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text of all four splits, for the tokenizer.
+
+        It must see the holdout people too: were their names cut into other pieces than those of the forget people, a
+        membership test would tell the two apart by their tokens, whatever the model has seen.
+        """
+        return [prompt + completion for split in SPLITS for prompt, completion in pairs(self.told(split))]
 
     def request(self) -> ForgetRequest:
         """Forget the forget people.  Utility asks of its people and things in held-out phrasings only."""
-        utility = concat(self.documents("utility"), self.questions("utility", "held-out")) if self.utility else None
+        utility = concat(self.documents("utility"), self.questions("utility", "held-out"))
         return ForgetRequest(
             forget=self.told("forget"),
             retain=self.told("retain"),
-            utility=utility,
+            utility=utility if len(utility) else None,
             holdout=self.told("holdout") if self._sizes["holdout"] else None,
             train=self.train,
             name="world",
@@ -196,15 +207,19 @@ class World:
         }
 
     @cached_property
+    def _told(self) -> dict[str, Dataset]:
+        return {}
+
+    @cached_property
     def _sizes(self) -> dict[str, int]:
         sizes = {name: round(getattr(self, name) * self.people) for name in ("forget", "utility", "holdout")}
         return {**sizes, "retain": self.people - sum(sizes.values())}
 
     @cached_property
     def _names(self) -> list[str]:
-        """Given names of the people, then names of the things: all different."""
+        """Given names of the people, then names of the things: all different, as short as leaves half unused."""
         count = self.people + self.facts
-        syllables = 3 if count <= 100_000 else 4
+        syllables = next(length for length in range(2, 9) if 2 * count <= SYLLABLES**length)
         return invent(count, syllables, numpy_rng(self.seed, "names"))
 
     def _subjects(self, split: str) -> Iterator[Subject]:
@@ -280,4 +295,5 @@ def _table(rows: Iterable[dict[str, Any]]) -> Dataset:
     for row in rows:
         for name, values in columns.items():
             values.append(row.get(name))
-    return Dataset.from_dict(columns, features=_FEATURES)
+    # not Dataset.from_dict, which would look at every value once more: most of the time of a large world
+    return Dataset(pa.Table.from_pydict(columns, schema=_FEATURES.arrow_schema))
