@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import palimpsest
@@ -182,14 +182,30 @@ def _parse(cls: type, rest: Arguments, program: str) -> Any:
 
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), _wide(unless={"-h", "--help"} & set(rest)):
             return tyro.cli(cls, args=rest, prog=program)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         words = re.sub(r"\x1b\[[0-9;]*m|[^\x20-\x7e]+", " ", complaint.getvalue())  # colours and boxes
-        said = " ".join(re.split(r"Argument helptext|For full helptext", words)[0].split())
+        said = re.split(r"Argument helptext|For full helptext", words)[0]
+        said = " ".join(re.sub(r"-{3,}", "; ", said).split())
         raise InputError(f"{said} (see {program} --help)") from None
+
+
+@contextlib.contextmanager
+def _wide(unless: object) -> Iterator[None]:
+    """A terminal without end, so that no word of a complaint is cut off."""
+    before = os.environ.get("COLUMNS")
+    if not unless:
+        os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _say(line: str) -> None:

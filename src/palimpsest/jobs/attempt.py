@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from palimpsest.jobs.material import Material
     from palimpsest.models.lm import LM
 
-RATES = (1.0, 10.0, 100.0)  # multiples of the method's own learning rate that are tried in practice
+RATES = (1 / 30, 1 / 10, 1 / 3)  # shares of the rate that the model was trained with; all are tried in practice
 _LOOK_EVERY = 5  # steps between two looks at how much is forgotten
 _NEVER_REACHED = 1e6  # what a practice run loses by not reaching the goal
 
@@ -58,7 +58,8 @@ class Goal:
         from palimpsest.audit.stopping import stop_when_forgotten
 
         if self.measure == "memory":
-            return stop_when_forgotten(Muse(), lm, request, self.level, every=_LOOK_EVERY)
+            muse = Muse()
+            return stop_when_forgotten(muse, lm, request, self.level, every=_LOOK_EVERY, records=muse.samples)
         forget = lm.encode(request.forget)
         return stop_when_forgotten(
             lambda looked: -float(np.nanmean(looked.nll(forget))), lm, request, -self.level, every=_LOOK_EVERY
@@ -89,7 +90,7 @@ def attempt(info: MethodInfo, overrides: dict[str, Any], material: Material, *, 
     fields = {field.name for field in dataclasses.fields(info.cls)}
     method = info(**{name: value for name, value in overrides.items() if name in fields})
     aim = goal(material)
-    if "lr" in fields and "lr" not in overrides and material.made_here:
+    if "lr" in fields and "lr" not in overrides:
         method = replace(method, lr=best_rate(info, method, material, aim))
     began = time.monotonic()
     watch = Watch(progress=progress, until=aim.until(material.before, material.request) if aim else None)
@@ -108,19 +109,20 @@ def attempt(info: MethodInfo, overrides: dict[str, Any], material: Material, *, 
 
 
 def best_rate(info: MethodInfo, method: Any, material: Material, aim: Goal | None) -> float:
-    """The learning rate, of `RATES` times the method's own, that serves best on a practice request.
+    """The learning rate, of `RATES` times the training's own, that serves best on a practice request.
 
     Among those that reach the goal, the one after which the utility records are least surprising; if none reaches it,
     the one after which the practice records are most surprising.
     """
-    if aim is None or material.request.retain is None:
+    if aim is None or material.request.retain is None or material.train_lr is None:
         return method.lr
-    key = [material.before.sha256, material.request.describe(), info.name, config_of(method), _as_key(aim), RATES]
+    rates = [material.train_lr * share for share in RATES]
+    key = [material.before.sha256, material.request.describe(), info.name, config_of(method), _as_key(aim), rates]
 
     def build(folder: Path) -> None:
         practice = practice_request(material.request, method.seed)
-        scores = [_score(replace(method, lr=method.lr * rate), material.before, practice, aim) for rate in RATES]
-        write_json(folder / "rate.json", {"lr": method.lr * RATES[int(np.argmax(scores))]})
+        scores = [_score(replace(method, lr=rate), material.before, practice, aim) for rate in rates]
+        write_json(folder / "rate.json", {"lr": rates[int(np.argmax(scores))]})
 
     return cache.cached("rates", key, build, lambda folder: json.loads((folder / "rate.json").read_text())["lr"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ def compare_forget(options: Compare) -> int:
     from palimpsest.report import compare as page
 
     infos = chosen_methods("forget", options.methods)
+    if len(infos) < 2:
+        raise InputError(f"a comparison needs at least two methods, got {infos[0].name}")
     material = prepare(options)
     attempts = attempt_all(infos, overrides(options), material)
     out = Path(options.out)
@@ -106,15 +109,14 @@ def choose(attempts: Sequence[Attempt]) -> Attempt:
 
 
 def _kept(evidence: Evidence) -> float:
-    """The share of the utility before that is left, in the measure that the records allow."""
+    """The share of the utility before that is left: of the answers, or of the likelihood a token without questions."""
+    found = {m.name: m for m in evidence.measurements}
     for name in ("utility", "retain_knowledge"):
-        found = {m.name: m for m in evidence.measurements}.get(name)
-        if found and found.before and found.after is not None:
-            return found.after / found.before
-    found = {m.name: m for m in evidence.measurements}.get("utility_nll")
-    if found and found.before is not None and found.after:
-        return found.before / found.after
-    return 1.0
+        m = found.get(name)
+        if m and m.before and m.after is not None:
+            return m.after / m.before
+    m = found.get("utility_nll")
+    return math.exp(m.before - m.after) if m and m.before is not None and m.after is not None else 1.0
 
 
 def _distance(evidence: Evidence) -> float:

@@ -52,7 +52,7 @@ class Material:
     request: ForgetRequest
     before: LM
     reference: LM | None
-    made_here: bool  # whether `before` is a small model that was trained for this job
+    train_lr: float | None = None  # the peak rate of the training, where the job trained the model
 
 
 def prepare(source: Source, progress: bool = True) -> Material:
@@ -75,8 +75,8 @@ def prepare(source: Source, progress: bool = True) -> Material:
     if source.train is not None:
         if source.reference is not None:
             raise InputError("--train makes the reference itself: give --train or --reference, not both")
-        return _train_both(start, request, _recipe(source, len(request.trained_on())), progress, made_here=False)
-    return Material(request, start, LM.load(source.reference) if source.reference else None, made_here=False)
+        return _train_both(start, request, _recipe(source, len(request.trained_on())), progress)
+    return Material(request, start, LM.load(source.reference) if source.reference else None)
 
 
 def _world(seed: int, progress: bool) -> Material:
@@ -85,7 +85,7 @@ def _world(seed: int, progress: bool) -> Material:
     world = World(people=_WORLD_PEOPLE, seed=seed)
     lm = LM.build(world.train, "llama-tiny", vocab_size=768, max_length=128, seed=seed)
     recipe = Recipe(steps=1000, lr=3e-3, batch_size=64, seed=seed)
-    return _train_both(lm, world.request(), recipe, progress, made_here=True)
+    return _train_both(lm, world.request(), recipe, progress)
 
 
 def _small_model(request: ForgetRequest, source: Source, progress: bool) -> Material:
@@ -97,7 +97,7 @@ def _small_model(request: ForgetRequest, source: Source, progress: bool) -> Mate
         request = request.reserve_holdout(seed=source.seed)
     request = _at_most(request, source.rows, source.seed)
     lm = LM.build(request.trained_on(), source.config, vocab_size=_WORDS, max_length=_CONTEXT, seed=source.seed)
-    return _train_both(lm, request, _recipe(source, len(request.trained_on())), progress, made_here=True)
+    return _train_both(lm, request, _recipe(source, len(request.trained_on())), progress)
 
 
 def _recipe(source: Source, rows: int, batch_size: int = 16) -> Recipe:
@@ -105,13 +105,13 @@ def _recipe(source: Source, rows: int, batch_size: int = 16) -> Recipe:
     return Recipe(steps=steps, lr=source.train_lr, batch_size=batch_size, seed=source.seed)
 
 
-def _train_both(start: LM, request: ForgetRequest, recipe: Recipe, progress: bool, *, made_here: bool) -> Material:
+def _train_both(start: LM, request: ForgetRequest, recipe: Recipe, progress: bool) -> Material:
     """The target, trained on everything, and the reference, trained by the same recipe on all that need not go."""
     table = request.trained_on()
     _announce(start, table, recipe)
     before = trained(start, table, recipe, name="target", progress=progress)
     reference = trained(start, request.without_forget(), recipe, name="reference", progress=progress)
-    return Material(replace(request, train=table), before, reference, made_here)
+    return Material(replace(request, train=table), before, reference, recipe.lr)
 
 
 def _announce(start: LM, table: Dataset, recipe: Recipe) -> None:

@@ -30,5 +30,5 @@ def reproduce(slugs: list[str], options: Reproduce) -> int:
     )
     from rich.console import Console
 
-    Console().print(claims.table(results))
-    return int(any(result.verdict == "fails" for result in results))
+    Console().print(claims.table(results, claims.without_claim() if options.all else ()))
+    return claims.exit_code(results)

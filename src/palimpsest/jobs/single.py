@@ -26,9 +26,8 @@ class ForgetOptions:
     """What to forget, from which model, and where the result goes."""
 
     model: str  # folder or hub name of the model
-    forget: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["--request"])
-    ]  # records that must go; given several times: requests served one after the other
+    forget: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["--request"])]
+    """records that must go; given several times: requests served one after the other"""
     retain: str | None = None  # records that the method may train on to stay useful
     utility: str | None = None  # records that only measure usefulness; default: a quarter of retain
     holdout: str | None = None  # records the model never saw, like those to forget
@@ -56,6 +55,8 @@ def forget(info: MethodInfo, method: Any, options: ForgetOptions) -> int:
     from palimpsest.data.request import ForgetRequest
     from palimpsest.models.lm import LM
 
+    if not options.forget:
+        raise InputError("say which records must go (--forget FILE)")
     others = {name: getattr(options, name) for name in ("retain", "utility", "holdout", "train")}
     requests = [ForgetRequest.read(source, **others) for source in options.forget]
     out = Path(options.out)
