@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Pair = tuple[str, str]
 _WORD = r"(?u)\w+"
+_LEAST_WEIGHT = 0.1  # so that a forget question without a word of its own is still found in itself
 
 
 @method(verb="forget", paper="knowledge_unlearning")
@@ -63,7 +64,7 @@ class InContext:
         asked = (*known, *self._false(questions(only_questions(request.forget))))
         shown = numpy_rng(self.seed, "demonstrations").permutation(len(kept))[: self.demonstrations]
         prompts = [prompt for prompt, _ in kept]
-        words, weights = _weights([question for question, _ in asked] + prompts)
+        words, weights = _weights([question for question, _ in asked], prompts)
         guard = InContextGuard(asked, tuple(kept[row] for row in shown), words, weights, 0.0)
         guard = InContextGuard(**{**asdict(guard), "threshold": self._threshold(guard.overlap(prompts).max(1))})
         _check_room(lm, [guard.context(row, question) for row, (question, _) in enumerate(asked)])
@@ -97,7 +98,7 @@ class InContextGuard:
     asked: tuple[Pair, ...]  # (question, false answer)
     demonstrations: tuple[Pair, ...]
     words: tuple[str, ...]
-    weights: tuple[float, ...]  # of each word: its inverse document frequency
+    weights: tuple[float, ...]  # of each word: how much it speaks of what must go
     threshold: float
 
     def prepare(self, lm: LM, prompts: Sequence[str]) -> Prepared:
@@ -181,11 +182,16 @@ def _vectorizer(words: Sequence[str] | None) -> Any:
     return CountVectorizer(vocabulary=words, token_pattern=_WORD, binary=True, dtype=np.float64)
 
 
-def _weights(texts: list[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Every word of the texts, and its inverse document frequency, ln((1 + texts) / (1 + texts with it)) + 1."""
+def _weights(forget: list[str], retain: list[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Every word of the forget questions, and ln of how much more common it is there than in the retain questions.
+
+    A name weighs much, the words of a phrasing that is asked of everybody the least there is.
+    """
     vectorizer = _vectorizer(None)
-    counts = np.asarray(vectorizer.fit_transform(texts).sum(0)).ravel()
-    weights = np.log((1 + len(texts)) / (1 + counts)) + 1
+    here = np.asarray(vectorizer.fit_transform(forget).sum(0)).ravel()
+    there = np.asarray(vectorizer.transform(retain).sum(0)).ravel()
+    ratio = (here + 1) / (len(forget) + 2) * (len(retain) + 2) / (there + 1)  # of shares, each smoothed (Laplace)
+    weights = np.maximum(np.log(ratio), _LEAST_WEIGHT)
     return tuple(vectorizer.get_feature_names_out().tolist()), tuple(weights.tolist())
 
 

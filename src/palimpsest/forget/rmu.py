@@ -36,7 +36,7 @@ class RMU(Budget):
     layer: int | None = None  # whose output is steered; None: at 7/32 of the depth (7 of 32 in the paper)
     steering: float = 6.5  # c: the length of the target, in units of the mean activation's norm if `relative`
     relative: bool = True  # c counts in mean activation norms, so that one default serves every model (ours)
-    alpha: float = 1200.0  # weight of the retain term
+    alpha: float = 10.0  # weight of the retain term; 1200 in the paper's 7B model, which holds a small model still
     lr: float = 5e-5
 
     def __post_init__(self) -> None:
