@@ -21,7 +21,8 @@ from palimpsest.core.files import sha256_of
 from palimpsest.core.seeds import numpy_rng
 
 IGNORE = -100  # the label of a token that no loss may see
-_BUCKET = 32  # batches whose rows are sorted by length together
+_BUCKET = 32  # at most so many batches have their rows sorted by length together
+_JITTER = 1.25  # lengths are drawn up to so much longer before they are sorted
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ class Batches:
     """Shuffled batches of equal size, rows of similar length together; ``batches(step)`` is a function of (seed, step).
 
     Every row comes once an epoch; an epoch's incomplete last batch is filled from the next epoch's order.
-    Shuffling sorts by length only inside windows of at most 32 batches and one epoch, so a batch is nearly a uniform
-    draw, and of a small table never the same few rows many times.
+    Rows are sorted by length inside windows of at most 32 batches and one epoch, by lengths varied at random by up to a
+    quarter: who meets whom changes from epoch to epoch, but rows of very different length (short questions, long
+    documents) seldom meet.
     """
 
     encoded: Encoded
@@ -138,14 +140,7 @@ class Batches:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.encoded) == 0:
-            raise InputError("no rows to make batches from")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {self.batch_size}")
-        if (self.encoded.lengths <= np.maximum(self.encoded.starts, 1)).all():
-            raise InputError(
-                "every label is masked: no row has a token to learn after its prompt (cut off by max_length?)"
-            )
+        _check(self.encoded, self.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -161,18 +156,21 @@ class Batches:
 
     @property
     def _window_steps(self) -> int:
+        """Never more than an epoch has: sorted together, the copies of a row from several epochs would meet."""
         return min(_BUCKET, max(1, len(self.encoded) // self.batch_size))
 
     def _window(self, window: int) -> np.ndarray:
-        """(steps of a window, batch_size): the rows of a window's steps."""
+        """(_window_steps, batch_size): the rows of a window's steps."""
         size = self._window_steps * self.batch_size
         places = np.arange(window * size, (window + 1) * size)
-        rows = np.empty(size, dtype=np.int64)
-        for epoch in np.unique(places // len(self.encoded)):
-            inside = places // len(self.encoded) == epoch
-            rows[inside] = self._epoch(int(epoch))[places[inside] % len(self.encoded)]
-        order = np.argsort(self.encoded.lengths[rows], kind="stable")
-        return numpy_rng(self.seed, "window", window).permutation(rows[order].reshape(-1, self.batch_size))
+        rng = numpy_rng(self.seed, "window", window)
+        pieces = []
+        for turn, epoch in enumerate(np.unique(places // len(self.encoded))):
+            rows = self._epoch(int(epoch))[places[places // len(self.encoded) == epoch] % len(self.encoded)]
+            order = np.argsort(self.encoded.lengths[rows] * rng.uniform(1, _JITTER, len(rows)), kind="stable")
+            # each epoch's part is sorted by itself, up and down in turn: only one batch mixes two epochs
+            pieces.append(rows[order[:: 1 if turn % 2 == 0 else -1]])
+        return rng.permutation(np.concatenate(pieces).reshape(self._window_steps, self.batch_size))
 
     def _epoch(self, epoch: int) -> np.ndarray:
         return numpy_rng(self.seed, "epoch", epoch).permutation(len(self.encoded))
@@ -189,6 +187,11 @@ class Packed:
     batch_size: int
     length: int
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.encoded, self.batch_size)
+        if self.length < 2:
+            raise InputError(f"length must be at least 2, not {self.length}: the first token has no prediction")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -255,6 +258,15 @@ class Together:
 
     def __call__(self, step: int) -> dict[str, Any]:
         return {name: source(step) for name, source in self.sources.items()}
+
+
+def _check(encoded: Encoded, batch_size: int) -> None:
+    if len(encoded) == 0:
+        raise InputError("no rows to make batches from")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    if (encoded.lengths <= np.maximum(encoded.starts, 1)).all():
+        raise InputError("every label is masked: no row has a token to learn after its prompt (cut off by max_length?)")
 
 
 Tree = TypeVar("Tree")
