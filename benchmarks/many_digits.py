@@ -1,7 +1,7 @@
 """(c) 200 small networks on the digits of scikit-learn, each on its own half of the rows: `train_many` against a loop.
 
 The loop is what one would write by hand: one model after the other, torch.optim.AdamW, the same batch size, steps and
-rows.  It runs for a tenth of the models and is scaled up, so that the two can take turns.
+rows.  It runs for a twentieth of the models and is scaled up, so that the two can take turns.
 
     python benchmarks/many_digits.py
 """
@@ -16,8 +16,8 @@ from torch import nn
 from common import in_turns, ratio_of, report
 from palimpsest.core.many import predict_many, train_many
 
-MODELS, HIDDEN, STEPS, ROWS = 200, 64, 100, 64
-LOOPED = MODELS // 10
+MODELS, HIDDEN, STEPS, ROWS = 200, 64, 300, 64
+LOOPED = MODELS // 20
 
 
 def mlp() -> nn.Sequential:
@@ -60,7 +60,7 @@ def main() -> None:
         return model
 
     in_turns(together, loop, rounds=1)  # warm up
-    many, looped = in_turns(together, loop, rounds=7)
+    many, looped = in_turns(together, loop, rounds=5)
     looped = [seconds * MODELS / LOOPED for seconds in looped]
     hits = (predict_many(found["many"], inputs[train:]).argmax(-1) == labels[train:]).float().mean().item()
     with torch.no_grad():

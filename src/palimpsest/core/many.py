@@ -184,13 +184,15 @@ def _is_trained(module: nn.Module, name: str) -> bool:
 
 def _draw(chosen: list[np.ndarray], seeds: list[int], start: int, stop: int, batch_size: int) -> Tensor:
     """(stop - start, models, B): the rows of these steps.  A pure function of each model's rows, seed and the steps."""
-    drawn = np.empty((len(chosen), (stop - start) * batch_size), dtype=np.int64)
+    first, last = start * batch_size, stop * batch_size  # of the rows that a model sees in all its epochs
+    drawn = np.empty((len(chosen), last - first), dtype=np.int64)
     for line, rows, seed in zip(drawn, chosen, seeds, strict=True):
-        places = np.arange(start * batch_size, stop * batch_size)
-        for epoch in range(places[0] // len(rows), places[-1] // len(rows) + 1):
-            inside = places // len(rows) == epoch
-            order = numpy_rng(seed, "epoch", epoch).permutation(rows)
-            line[inside] = order[places[inside] % len(rows)]
+        for epoch in range(first // len(rows), -(-last // len(rows))):
+            begin = epoch * len(rows)
+            inside = slice(max(first - begin, 0), last - begin)
+            order = numpy_rng(seed, "epoch", epoch).permutation(rows)[inside]
+            where = max(begin - first, 0)
+            line[where : where + len(order)] = order
     return torch.from_numpy(drawn.reshape(len(chosen), stop - start, batch_size).swapaxes(0, 1).copy())
 
 
