@@ -158,9 +158,8 @@ class ForgetRequest:
             table = getattr(self, right)
             first = "".join(pairs(table.select(shared[:1]))[0])
             shown = first if len(first) <= 80 else f"{first[:77]}..."
-            rows = "row is" if len(shared) == 1 else "rows are"
             raise InputError(
-                f"{left} and {right} overlap: {len(shared)} of {len(right_rows)} {right} {rows} also in {left}, "
+                f"{left} and {right} overlap: {len(shared)} of {len(right_rows)} {right} rows also in {left}, "
                 f"first row {shared[0] + 1} ({shown!r}); {why}"
             )
 

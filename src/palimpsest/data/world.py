@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
-from palimpsest.core.errors import InputError
+from palimpsest.core.errors import InputError, unknown
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.data.lexicon import (
     ADVERBS,
@@ -224,7 +224,7 @@ class World:
 
     def _subjects(self, split: str) -> Iterator[Subject]:
         if split not in SPLITS:
-            raise InputError(f"unknown split '{split}': known: {', '.join(SPLITS)}")
+            raise unknown("split", split, SPLITS)
         return (subject for subject in (*self.population, *self.things) if subject.split == split)
 
     def _person_facts(self, rng: np.random.Generator) -> dict[str, str]:
