@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from palimpsest.forget import losses
 from palimpsest.forget.ascent import LLMU, FinetuneRetain, GradDiff, GradientAscent, KLMin
+from palimpsest.forget.eco import ECO
 from palimpsest.forget.eul import EUL
 from palimpsest.forget.in_context import Guardrail, InContext
 from palimpsest.forget.kga import KGA
@@ -18,6 +19,7 @@ from palimpsest.forget.weighted import CEU, UNDIAL, WGA, SatImp
 
 __all__ = [
     "CEU",
+    "ECO",
     "EUL",
     "KGA",
     "LLMU",

@@ -22,6 +22,7 @@ from palimpsest.core.methods import config_of
 from palimpsest.core.seeds import derive, seed_everything
 from palimpsest.core.watch import Watch
 from palimpsest.data.batches import Batch, Batches, Encoded, Together
+from palimpsest.data.records import content_hashes
 from palimpsest.models.anatomy import own_weights, same_weights, sharing_copy
 from palimpsest.models.storage import merged
 
@@ -183,6 +184,31 @@ def required(table: Dataset | None, name: str) -> Dataset:
     if table is None or len(table) == 0:
         raise InputError(f"this method needs {name} records (--{name} FILE), and there are none")
     return table
+
+
+def distinct(table: Dataset) -> Dataset:
+    """The table with each record once (equal up to white space); a warning says how many were left out."""
+    first: dict[bytes, int] = {}
+    for row, content in enumerate(content_hashes(table)):
+        first.setdefault(content, row)
+    if len(first) == len(table):
+        return table
+    left_out = len(table) - len(first)
+    warnings.warn(f"{left_out} of {len(table)} forget records are duplicates: each is used once", stacklevel=3)
+    return table.select(list(first.values()))
+
+
+def check_share(request: ForgetRequest) -> None:
+    """`InputError` if, as far as is known, half or more of what the model was trained on must go."""
+    if request.train is None:
+        return
+    gone = set(content_hashes(request.forget))
+    count = sum(content in gone for content in content_hashes(request.train))
+    if 2 * count >= len(request.train):
+        raise InputError(
+            f"{count} of {len(request.train)} training records must go, half or more: this method changes a model a "
+            "little; train again without them instead (method retrain)"
+        )
 
 
 def plain(lm: LM) -> LM:
