@@ -22,7 +22,18 @@ _names = {
     "Measurement": "palimpsest.core.records",
     "InputError": "palimpsest.core.errors",
 }
-__all__ = ["LM", "Evidence", "ForgetRequest", "InputError", "Measurement", "audit", "curate", "forget", "learn", "pretrain"]
+__all__ = [
+    "LM",
+    "Evidence",
+    "ForgetRequest",
+    "InputError",
+    "Measurement",
+    "audit",
+    "curate",
+    "forget",
+    "learn",
+    "pretrain",
+]
 
 
 def __getattr__(name: str) -> Any:  # rooms are opened when they are entered, so that importing palimpsest is quick

@@ -83,8 +83,8 @@ def _world(seed: int, progress: bool) -> Material:
     from palimpsest.data.world import World
 
     world = World(people=_WORLD_PEOPLE, seed=seed)
-    lm = LM.build(world.train, "llama-tiny", vocab_size=768, max_length=128, seed=seed)
-    recipe = Recipe(steps=1000, lr=3e-3, batch_size=64, seed=seed)
+    lm = LM.build(world.train, "llama-tiny", vocab_size=2000, max_length=128, seed=seed)
+    recipe = Recipe(steps=900, lr=3e-3, batch_size=48, seed=seed)
     return _train_both(lm, world.request(), recipe, progress)
 
 
