@@ -144,10 +144,10 @@ def _method(verb: str, rest: Arguments) -> int:
     info = methods.get(verb, name)
     job, options = single.JOBS[verb]
     together = dataclasses.make_dataclass(
-        "Together", [("options", _flat(options)), ("method", _flat(info.cls))], namespace={"__doc__": info.summary}
+        "Together", [("data", _flat(options)), ("method", _flat(info.cls))], namespace={"__doc__": info.summary}
     )
     parsed = _parse(together, rest, f"{PROGRAM} {verb} {info.name}")
-    return job(info, parsed.method, parsed.options)
+    return job(info, parsed.method, parsed.data)
 
 
 def _flat(cls: type) -> Any:

@@ -1,4 +1,4 @@
-"""``palimpsest forget METHOD`` and ``palimpsest audit METHOD``: one method on the user's model and records."""
+"""``palimpsest forget | audit | curate METHOD``: one method on the user's model and records."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ class ForgetOptions:
     holdout: str | None = None  # records the model never saw, like those to forget
     train: str | None = None  # everything the model was trained on
     out: str = "palimpsest-out"  # folder for the model and its record
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurateOptions:
+    """The pool, and where the judged pool goes."""
+
+    pool: tyro.conf.Positional[tuple[str, ...]]  # files, folders, globs or object-store addresses
+    out: str = "palimpsest-curated"  # folder for the judged shards and the report
+    only_kept: bool = False  # write the rows that are kept and leave out the others
+    workers: int | None = None  # shards at a time; default: as many as there are cores
+    ray: str | None = None  # address of a Ray cluster that runs the same query
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +118,29 @@ def audited(method: Any, options: AuditOptions) -> Evidence:
     return method(before, after, request, reference)
 
 
+def curate(info: MethodInfo, method: Any, options: CurateOptions) -> int:
+    """Judge the pool shard by shard; write the shards, ``curation.json`` and the one-page report into OUT."""
+    from palimpsest.curate import engine
+    from palimpsest.report import curation
+
+    if not options.pool:
+        raise InputError(f"say which pool: palimpsest curate {info.name} FILE ... --out DIR")
+    done = engine.run(
+        method,
+        list(options.pool),
+        options.out,
+        ray=options.ray,
+        workers=options.workers,
+        only_kept=options.only_kept,
+    )
+    _say(f"{done.kept} of {done.rows} rows kept; {curation.write(options.out)}")
+    return 0
+
+
 JOBS: dict[str, tuple[Callable[[MethodInfo, Any, Any], int], type]] = {
     "forget": (forget, ForgetOptions),
     "audit": (audit, AuditOptions),
+    "curate": (curate, CurateOptions),
 }
 
 
