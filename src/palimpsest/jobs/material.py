@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from palimpsest.core.errors import InputError
 from palimpsest.core.seeds import numpy_rng
+from palimpsest.data.records import concat
 from palimpsest.data.request import ForgetRequest
 from palimpsest.jobs.plan import plan_training, refuse_if_too_large
 from palimpsest.models.kept import trained
@@ -83,7 +84,7 @@ def _world(seed: int, progress: bool) -> Material:
     from palimpsest.data.world import World
 
     world = World(people=_WORLD_PEOPLE, seed=seed)
-    lm = LM.build(world.train, "llama-tiny", vocab_size=2000, max_length=128, seed=seed)
+    lm = LM.build(world.texts, "llama-tiny", vocab_size=2000, max_length=128, seed=seed)
     recipe = Recipe(steps=900, lr=3e-3, batch_size=48, seed=seed)
     return _train_both(lm, world.request(), recipe, progress)
 
@@ -96,7 +97,14 @@ def _small_model(request: ForgetRequest, source: Source, progress: bool) -> Mate
     if request.holdout is None:
         request = request.reserve_holdout(seed=source.seed)
     request = _at_most(request, source.rows, source.seed)
-    lm = LM.build(request.trained_on(), source.config, vocab_size=_WORDS, max_length=_CONTEXT, seed=source.seed)
+    # holdout too, or a membership test would tell its words from the forget set's by how they are cut into tokens
+    lm = LM.build(
+        concat(request.trained_on(), request.holdout),
+        source.config,
+        vocab_size=_WORDS,
+        max_length=_CONTEXT,
+        seed=source.seed,
+    )
     return _train_both(lm, request, _recipe(source, len(request.trained_on())), progress)
 
 
