@@ -118,11 +118,14 @@ def test_a_run_tells_what_came_of_it(entries, write_pool, tmp_path):
     notes = result.notes
     found = rows_of(tmp_path / "out")
     assert (result.rows, result.kept) == (1200, sum(row["keep"] for row in found))
-    assert notes["never"] == 1
-    assert notes["expected"] == pytest.approx(sum(row["probability"] for row in found))
+    assert notes["numbers"]["never"] == 1
+    assert notes["numbers"]["expected"] == pytest.approx(sum(row["probability"] for row in found))
     dogs = [row for row in found if 0 in row["matched"]]
-    assert ["dog", len(dogs), sum(row["keep"] for row in dogs)] in notes["top"]
+    assert ["dog", len(dogs), sum(row["keep"] for row in dogs)] in notes["tables"][0]["rows"]
     assert notes["warnings"] == []
+    (curve,) = notes["curves"]
+    assert curve["series"]["before"] == sorted(curve["series"]["before"], reverse=True)
+    assert all(before >= kept for before, kept in zip(*curve["series"].values(), strict=True))
     facts = pa.parquet.read_table(tmp_path / "out" / "facts.parquet")
     assert facts["count"].type == pa.uint64()
 
@@ -146,7 +149,7 @@ def test_without_a_list_the_pools_own_words_serve(write_pool, tmp_path):
     from palimpsest.curate import run
 
     result = run(MetaCLIP(), write_pool(), tmp_path / "out", workers=1, progress="")
-    entries = {entry for entry, *_ in result.notes["top"]}
+    entries = {entry for entry, *_ in result.notes["tables"][0]["rows"]}
     assert {"dog", "party", "sleeps"} <= entries
     assert "IMG_2" not in entries
     assert result.kept > 0

@@ -124,30 +124,46 @@ class MetaCLIP:
         return add(judged, {"reason": reason})
 
     def notes(self, facts: pa.Table, kept: pa.Table, totals: Mapping[str, float]) -> dict[str, Any]:
-        """For the report: t, the size expected before drawing, head entries, and the counts along the list before and
-        after.
-
-        `totals`: rows, kept, and the sums of the added columns.
-        """
+        """t, the size expected before drawing, and the entries' counts before and after, for the report."""
         before, after = facts["count"].to_numpy(), kept["count"].to_numpy()
         t = int(facts.schema.metadata[b"threshold"])
         order = np.argsort(-before.astype(np.int64), kind="stable")
-        places = np.unique(np.geomspace(1, len(order), 60).astype(int)) - 1
+        never, head = int((before == 0).sum()), before > t
+        share = float(before[head].sum() / max(before.sum(), 1))
         expected = totals.get("probability", 0.0)
-        spread = np.sqrt(
-            expected * max(0.0, 1 - expected / max(totals["rows"], 1))
-        )  # at most this, if draws are independent
+        # no wider, if draws are independent
+        spread = np.sqrt(expected * max(0.0, 1 - expected / max(totals["rows"], 1)))
         clumped = abs(totals["kept"] - expected) > 5 * spread + 1
+        ranks = order[np.unique(np.geomspace(1, len(order), 60).astype(int)) - 1]
+        seen = ranks[before[ranks] > 0]
         return {
-            "threshold": t,
-            "entries": len(before),
-            "never": int((before == 0).sum()),
-            "head": int((before > t).sum()),
-            "head_share": float(before[before > t].sum() / max(before.sum(), 1)),
-            "expected": expected,
-            "ranks": [[int(place) + 1, int(before[order[place]]), int(after[order[place]])] for place in places],
-            "top": [[facts["entry"][int(e)].as_py(), int(before[e]), int(after[e])] for e in order[:12]],
+            "numbers": {
+                "threshold": t,
+                "entries": len(before),
+                "never": never,
+                "head": int(head.sum()),
+                "expected": expected,
+            },
+            "sentences": [
+                f"Of {len(before):,} entries {len(before) - never:,} occur. {int(head.sum()):,} occur more than "
+                f"t = {t:,} times and hold {share:.1%} of all matches.",
+                f"{expected:,.0f} rows were expected before drawing.",
+            ],
             "warnings": [_CLUMPED.format(kept=totals["kept"], expected=expected)] if clumped else [],
+            "curves": [
+                {
+                    "title": "Texts of each entry, from the most frequent on",
+                    "x": [int(np.flatnonzero(order == entry)[0]) + 1 for entry in seen],
+                    "series": {"before": before[seen].tolist(), "kept": after[seen].tolist()},
+                }
+            ],
+            "tables": [
+                {
+                    "caption": "The most frequent entries",
+                    "columns": ["entry", "texts", "kept"],
+                    "rows": [[facts["entry"][int(e)].as_py(), int(before[e]), int(after[e])] for e in order[:12]],
+                }
+            ],
         }
 
     def _list(self) -> tuple[str, str]:

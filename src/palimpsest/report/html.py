@@ -71,7 +71,7 @@ def write(evidence: Evidence, folder: str | Path) -> Path:
         "data": parts.hashed(evidence.data),
         "environment": parts.flat(evidence.environment),
     }
-    _render("report.html", context, path)
+    render("report.html", context, path)
     return path
 
 
@@ -100,7 +100,7 @@ def compare_page(evidences: Sequence[Evidence], findings: Sequence[Finding], pat
         "data": parts.hashed(evidences[0].data),
         "environment": parts.flat(evidences[0].environment),
     }
-    _render("compare.html", context, path)
+    render("compare.html", context, path)
 
 
 _LEFT, _RIGHT = "\N{LEFTWARDS ARROW}", "\N{RIGHTWARDS ARROW}"
@@ -234,7 +234,7 @@ def _environment() -> Environment:
     )
 
 
-def _render(template: str, context: dict[str, Any], path: Path) -> None:
+def render(template: str, context: dict[str, Any], path: Path) -> None:
     environment = _environment()
     style = parts.markup((Path(__file__).with_name("templates") / "style.css").read_text(encoding="utf-8"))
     page = environment.get_template(template).render(style=style, version=palimpsest.__version__, **context)
