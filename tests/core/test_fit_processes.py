@@ -1,4 +1,4 @@
-"""Two processes under ``accelerate launch`` (gloo) against one: the same losses, checkpoints and stops; and FSDP2's shards."""
+"""Two processes under ``accelerate launch`` (gloo) against one: same losses, resumes and stops; FSDP2 as well."""
 
 from __future__ import annotations
 
