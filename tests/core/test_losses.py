@@ -152,6 +152,7 @@ def test_chunks_change_neither_values_nor_gradients(
 
     whole, whole_gradient = both()
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 5 * WORDS)
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 1)
     cut, cut_gradient = both()
     torch.testing.assert_close(cut, whole)
     torch.testing.assert_close(cut_gradient, whole_gradient, rtol=1e-4, atol=1e-6)
@@ -161,6 +162,7 @@ def test_no_more_logits_are_held_than_allowed(
     llama: nn.Module, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 5 * WORDS)
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 1)
     seen: list[int] = []
     assert isinstance(losses.head_of(llama), nn.Linear)
     handle = llama.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[2].numel()))  # type: ignore[operator]

@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from palimpsest.data.batches import IGNORE, Batch
 
-CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in float32
+CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MiB in float32
+CHUNK_ROWS = 256  # tokens in a chunk at least, however many words there are: below, reading the head takes longest
 
 Head = Callable[[Tensor], Tensor]  # (N, D) -> (N, V)
 _split: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
@@ -60,7 +61,7 @@ def per_token(
             wanted = reference.head(cast(Tensor, frozen)).float()
         return score(logits, targets, wanted)
 
-    rows = max(1, CHUNK_ELEMENTS // (getattr(head, "out_features", None) or hidden_ND.shape[-1]))
+    rows = max(CHUNK_ROWS, CHUNK_ELEMENTS // (getattr(head, "out_features", None) or hidden_ND.shape[-1]))
     if len(hidden_ND) <= rows:
         values_N = values(hidden_ND, *beside)
     else:

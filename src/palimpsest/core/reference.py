@@ -22,7 +22,7 @@ from palimpsest.core import losses
 from palimpsest.core.cache import cached
 from palimpsest.data.batches import Batch, Encoded
 
-_TOKENS_AT_ONCE = 16_384
+_TOKENS_AT_ONCE = 4096
 
 
 def sequence_logprobs(model: nn.Module, encoded: Encoded, model_sha256: str) -> Tensor:
