@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
 ADDED = ("keep", "weight", "reason")  # besides score_*
+_FACTS_KEY = b"palimpsest_key"
 _EXAMPLES = 20_000  # sampled rows that the result holds
 
 Broken = Literal["stop", "skip"]
@@ -75,8 +76,11 @@ class Surveyor(Protocol):
         """As `survey`, of what is kept of a judged shard."""
         ...
 
-    def notes(self, facts: pa.Table, kept: pa.Table, totals: Mapping[str, float]) -> dict[str, Any]:
-        """What the report tells beside the counts: from the facts of the pool and of what is kept of it."""
+    def notes(self, facts: pa.Table, reviews: Sequence[pa.Table], totals: Mapping[str, float]) -> dict[str, Any]:
+        """What the report tells beside the counts: "sentences", "warnings", "curves", "tables" and "numbers".
+
+        `reviews` are the tables of `review`; `totals` are the rows, the rows kept, and the sums of the added numbers.
+        """
         ...
 
 
@@ -174,8 +178,13 @@ class _Job:
         tables = [pyarrow.parquet.read_table(goal) for part, goal in goals.items() if part.name not in self.faults]
         if not tables:
             raise InputError(f"no shard could be read; the first: {next(iter(self.faults.values()))['error']}")
-        path = self.folder / "facts.parquet"
-        output.write_table(self.method.gather(tables), path)
+        path, key = (
+            self.folder / "facts.parquet",
+            sha256_of(sorted(goal.name for goal in goals.values() if goal.exists())),
+        )
+        if not path.exists() or pyarrow.parquet.read_schema(path).metadata.get(_FACTS_KEY) != key.encode():
+            table = self.method.gather(tables)
+            output.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), _FACTS_KEY: key}), path)
         return path
 
     def judge(self, parts: Sequence[Shard], facts: Path | None, started: float) -> Curation:
@@ -210,7 +219,7 @@ class _Job:
         if facts is not None:
             reviews = [pyarrow.parquet.read_table(self.work / "review" / f"{part.name}.parquet") for part in parts]
             totals = {**sums, "rows": rows, "kept": kept}
-            notes = self.method.notes(pyarrow.parquet.read_table(facts), self.method.gather(reviews), totals)
+            notes = self.method.notes(pyarrow.parquet.read_table(facts), reviews, totals)
         return Curation(
             self.folder,
             describe(self.method),

@@ -91,9 +91,7 @@ class MetaCLIP:
         schema.
         """
         entries = _entries(*self._list())
-        counts = np.zeros(len(entries), np.uint64)
-        for part in parts:
-            np.add.at(counts, part["entry"].to_numpy(), part["count"].to_numpy().astype(np.uint64))
+        counts = _summed(parts, len(entries))
         t = self.threshold or tail_threshold(counts, self.tail)
         table = pa.table({"entry": entries, "count": counts, "chance": chances(counts, t)})
         return table.replace_schema_metadata({"threshold": str(t)})
@@ -123,9 +121,9 @@ class MetaCLIP:
         )
         return add(judged, {"reason": reason})
 
-    def notes(self, facts: pa.Table, kept: pa.Table, totals: Mapping[str, float]) -> dict[str, Any]:
+    def notes(self, facts: pa.Table, reviews: Sequence[pa.Table], totals: Mapping[str, float]) -> dict[str, Any]:
         """t, the size expected before drawing, and the entries' counts before and after, for the report."""
-        before, after = facts["count"].to_numpy(), kept["count"].to_numpy()
+        before, after = facts["count"].to_numpy(), _summed(reviews, facts.num_rows)
         t = int(facts.schema.metadata[b"threshold"])
         order = np.argsort(-before.astype(np.int64), kind="stable")
         never, head = int((before == 0).sum()), before > t
@@ -197,6 +195,14 @@ class MetaCLIP:
         return daft.functions.hash(
             *[daft.col(name) for name in names], seed=derive(self.seed, "metaclip"), hash_function="xxhash3_64"
         )
+
+
+def _summed(parts: Sequence[pa.Table], entries: int) -> Array:
+    """(M,) uint64 counts from tables of (entry, count)."""
+    counts = np.zeros(entries, np.uint64)
+    for part in parts:
+        np.add.at(counts, part["entry"].to_numpy(), part["count"].to_numpy().astype(np.uint64))
+    return counts
 
 
 def tail_threshold(counts: Array, share: float) -> int:
