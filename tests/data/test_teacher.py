@@ -107,7 +107,7 @@ def test_costs_are_counted_and_kept_answers_cost_nothing(endpoint: Endpoint) -> 
 
 def test_what_was_answered_before_a_failure_is_kept(endpoint: Endpoint) -> None:
     asked = teacher(endpoint, concurrency=1)
-    with pytest.raises(InputError, match="did not answer as 'big': .*not today"):
+    with pytest.raises(InputError, match=r"did not answer as 'big': .*not today"):
         asked.ask(["a b", "c d", "poison", "e f"])
     before = len(endpoint.requests)
     assert asked.ask(["a b", "c d", "e f"]) == ["b a", "d c", "f e"]

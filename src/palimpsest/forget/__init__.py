@@ -15,7 +15,9 @@ from palimpsest.forget.merge import TaskVector
 from palimpsest.forget.preference import NPO, IdkDPO, Relabel, SimNPO
 from palimpsest.forget.retrain import Retrain
 from palimpsest.forget.rmu import RMU
+from palimpsest.forget.uoe import UOE
 from palimpsest.forget.weighted import CEU, UNDIAL, WGA, SatImp
+from palimpsest.forget.whp import WhosHarryPotter
 
 __all__ = [
     "CEU",
@@ -26,6 +28,7 @@ __all__ = [
     "NPO",
     "RMU",
     "UNDIAL",
+    "UOE",
     "WGA",
     "FinetuneRetain",
     "GradDiff",
@@ -39,5 +42,6 @@ __all__ = [
     "SatImp",
     "SimNPO",
     "TaskVector",
+    "WhosHarryPotter",
     "losses",
 ]

@@ -23,7 +23,6 @@ Kind = Literal["noise", "shift", "set", "zero", "flip", "reverse", "shuffle"]
 Where = Literal["first", "top", "least", "random"]
 
 STRONG = ("noise", "shift", "set")  # the kinds that have a strength
-_WIDEST = 2.0  # decades a probe may reach at most
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def zeroth_order(
         if min(tried.values()) <= enough or above == below:
             break
         if difference == 0:
-            probe = min(2 * probe, _WIDEST)
+            probe *= 2
             continue
         point = min(max(point - rate * difference / (above - below), lowest), highest)
     best = min(tried, key=lambda known: tried[known])

@@ -42,6 +42,7 @@ Tokens = Literal["names", "all"]
 _OPTIONS = 4
 _DOCUMENT_WORDS = 32  # of a document that are its prompt, and as many its continuation
 _START = 1.0  # log10 of the strength (in embedding deviations) or of the dimensions that the search starts from
+_STRONGEST = 6.0  # log10 of the largest strength tried
 _ENOUGH = 0.02  # distance from the target at which the search ends
 _NAME = re.compile(r"[^\W\d_a-z]\w*(?:[ \-][^\W\d_a-z]\w*)*")  # a run of words that begin with no lower-case letter
 _LOG = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class ECO:
             guarded = lm.with_guard(EcoGuard((Scope(None, at(point), self.tokens),)))
             return abs(right_answers(guarded, questions) - self.target)
 
-        highest = math.inf if strong else math.log10(width)
+        highest = _STRONGEST if strong else math.log10(width)
         search = zeroth_order(loss, min(_START, highest), highest=highest, steps=self.steps, enough=_ENOUGH)
         return at(search.point), search
 

@@ -105,7 +105,7 @@ def conformal_threshold(inside: np.ndarray, outside: np.ndarray, *, error: float
     smallest of the class's own.  "strict" fires where the set is {inside}, so that at most `error` of the outside texts
     fire; "cautious" fires where the set holds inside, so that at most `error` of the inside texts pass.
     """
-    inside_in_set = 1 - _quantile(1 - inside, error)  # P at or above this: "inside" is in the set
+    inside_in_set = -_quantile(-inside, error)  # P at or above this: "inside" is in the set
     if rule == "cautious":
         return float(np.nextafter(inside_in_set, -math.inf))
     outside_in_set = _quantile(outside, error)  # P at or below this: "outside" is in the set
