@@ -34,6 +34,7 @@ QUICK = {"steps": 3, "batch_size": 8, "lr": 1e-3}
         ({"micro_batches": 0}, "micro_batches must be above 0"),
         ({"lora_rank": -1}, "lora_rank must not be below 0"),
         ({"steps": -1}, "steps must not be below 0"),
+        ({"clip": 0.0}, "clip must be above 0"),
         ({"weight_decay": float("nan")}, "weight_decay must not be below 0"),
         ({"steps": 10, "epochs": 3.0}, "contradict each other"),
     ],

@@ -47,6 +47,7 @@ class Budget:
     micro_batches: int = 1  # pieces that a batch is computed in: the same result in less memory
     warmup_epochs: float = 1.0  # the whole run, if that is shorter
     weight_decay: float = 0.01
+    clip: float | None = 1.0  # largest norm of the gradient; None: no clipping
     lora_rank: int = 0  # 0: all weights are trained
     max_length: int | None = None  # tokens a row; None: as many as the model can read
     seed: int = 0
@@ -59,6 +60,8 @@ class Budget:
             weight_decay=self.weight_decay,
             lora_rank=self.lora_rank,
         )
+        if self.clip is not None:
+            above_zero(clip=self.clip)
         if self.steps and is_set(self, "epochs"):
             raise InputError(f"epochs={self.epochs:g} and steps={self.steps} contradict each other: give one of them")
 
@@ -78,6 +81,7 @@ class Budget:
             "lr": self.lr,
             "warmup": min(round(self.warmup_epochs * steps_per_epoch), steps),
             "weight_decay": self.weight_decay,
+            "clip": self.clip,
             "micro_batches": self.micro_batches,
             "seed": self.seed,
             "identity": {"method": type(self).__name__, **told},
