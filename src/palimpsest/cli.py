@@ -142,7 +142,7 @@ def _method(verb: str, rest: Arguments) -> int:
     summaries = {name: info.summary for name, info in known.items()}
     name, rest = _positional(rest, "METHOD", summaries, f"{PROGRAM} {verb}")
     info = methods.get(verb, name)
-    job, options = single.JOBS[verb]
+    job, options = single.job_of(info)
     together = dataclasses.make_dataclass(
         "Together", [("data", _flat(options)), ("method", _flat(info.cls))], namespace={"__doc__": info.summary}
     )

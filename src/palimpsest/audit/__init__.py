@@ -1,6 +1,7 @@
 """The methods of the verb 'audit'."""
 
+from palimpsest.audit.cbod import CBOD
 from palimpsest.audit.muse import Course, Muse
 from palimpsest.audit.stopping import stop_when_forgotten
 
-__all__ = ["Course", "Muse", "stop_when_forgotten"]
+__all__ = ["CBOD", "Course", "Muse", "stop_when_forgotten"]

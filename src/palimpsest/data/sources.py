@@ -51,7 +51,7 @@ def read(source: Source, *, wanted: Wanted = "any") -> Dataset:
     if isinstance(source, Dataset):
         return _from_table(source, "the table", wanted)
     if str(source).startswith("hf:"):
-        return _from_table(_from_hub(str(source)), str(source), wanted)
+        return _from_table(from_hub(str(source)), str(source), wanted)
     files = find(source)
     rows = (place for path in files for place in _from_file(path))
     if sum(_unpacked_bytes(path) for path in files) < SPILL:
@@ -116,7 +116,7 @@ def _unpacked_bytes(path: Path) -> int:
     return path.stat().st_size * (4 if path.suffix.lower() in (".gz", ".parquet") else 1)
 
 
-def _from_hub(source: str) -> Dataset:
+def from_hub(source: str) -> Dataset:
     name, _, split = source.removeprefix("hf:").partition(":")
     parts = name.split("/")
     if not all(parts) or len(parts) > 3:

@@ -45,11 +45,11 @@ def measure_again(folder: Path) -> Evidence:
 
     Raises `InputError` when the folder does not say how, or what it names is not there.
     """
-    from palimpsest.audit.muse import Muse
+    from palimpsest.core import methods
     from palimpsest.core.records import Evidence
+    from palimpsest.jobs import single
     from palimpsest.jobs.material import prepare
     from palimpsest.jobs.run import Run
-    from palimpsest.jobs.single import AuditOptions, audited
     from palimpsest.models.lm import LM
 
     try:
@@ -58,9 +58,12 @@ def measure_again(folder: Path) -> Evidence:
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{folder / 'job.json'}: cannot be read ({error}); it says how to measure again") from None
     stored = Evidence.read(folder)
-    muse = Muse(**stored.extras["audit"]["config"])
+    described = stored.extras["audit"]
+    audit = methods.get("audit", described["name"])(**described["config"])
     if kind == "AuditOptions":
-        return audited(muse, AuditOptions(**options))
+        return single.audited(audit, single.AuditOptions(**options))
+    if kind == "BenchmarkOptions":
+        return single.examined(audit, single.BenchmarkOptions(**options))
     material = prepare(Run(**options))
     after = LM.load(folder / "model")
-    return muse(material.before, after, material.request, material.reference, method=stored.method)
+    return audit(material.before, after, material.request, material.reference, method=stored.method)

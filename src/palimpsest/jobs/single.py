@@ -60,6 +60,15 @@ class AuditOptions:
     out: str = "palimpsest-out"  # folder for evidence, report and certificate
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """The model to examine and the multiple-choice items to examine it with."""
+
+    model: str  # folder or hub name of the model
+    benchmark: str  # items: .csv .jsonl[.gz] .json .parquet, a folder, hf:org/name[/config][:split], or lm-eval:TASK
+    out: str = "palimpsest-out"  # folder for evidence, report and certificate
+
+
 def forget(info: MethodInfo, method: Any, options: ForgetOptions) -> int:
     """Run the method on every request in turn; write ``OUT/model`` and ``OUT/forget.json``."""
     from palimpsest.core.watch import Watch
@@ -118,6 +127,23 @@ def audited(method: Any, options: AuditOptions) -> Evidence:
     return method(before, after, request, reference)
 
 
+def audit_benchmark(info: MethodInfo, method: Any, options: BenchmarkOptions) -> int:
+    """Run an audit that takes one model and one benchmark; write the evidence, report and certificate into OUT."""
+    from palimpsest.jobs.proof import write_proof
+
+    write_proof(examined(method, options), Path(options.out), options)
+    return 0
+
+
+def examined(method: Any, options: BenchmarkOptions) -> Evidence:
+    """The evidence of an audit of one saved model on one benchmark."""
+    from palimpsest.audit.choices import read_items
+    from palimpsest.models.lm import LM
+
+    items = read_items(options.benchmark)
+    return method(LM.load(options.model), items)
+
+
 def curate(info: MethodInfo, method: Any, options: CurateOptions) -> int:
     """Judge the pool shard by shard; write the shards, ``curation.json`` and the one-page report into OUT."""
     from palimpsest.curate import engine
@@ -140,8 +166,14 @@ def curate(info: MethodInfo, method: Any, options: CurateOptions) -> int:
 JOBS: dict[str, tuple[Callable[[MethodInfo, Any, Any], int], type]] = {
     "forget": (forget, ForgetOptions),
     "audit": (audit, AuditOptions),
+    "audit-benchmark": (audit_benchmark, BenchmarkOptions),
     "curate": (curate, CurateOptions),
 }
+
+
+def job_of(info: MethodInfo) -> tuple[Callable[[MethodInfo, Any, Any], int], type]:
+    """What runs a method, and its options: the verb's, unless the method's class names another as `job`."""
+    return JOBS[getattr(info.cls, "job", info.verb)]
 
 
 def _announce(info: MethodInfo, method: Any, lm: LM, request: ForgetRequest) -> None:
