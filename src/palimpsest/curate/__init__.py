@@ -6,7 +6,9 @@ imported.
 """
 
 from palimpsest.curate.engine import Curation, run
+from palimpsest.curate.meta_rater import MetaRater
 from palimpsest.curate.metaclip import MetaCLIP
 from palimpsest.curate.pool import read
+from palimpsest.curate.signals import Signals
 
-__all__ = ["Curation", "MetaCLIP", "read", "run"]
+__all__ = ["Curation", "MetaCLIP", "MetaRater", "Signals", "read", "run"]
