@@ -26,6 +26,13 @@ from palimpsest.models.lm import LM
 METHODS = all_methods()
 FORGET = [info for info in METHODS if info.verb == "forget"]
 SMALL = {"steps": 2, "helper_steps": 2, "batch_size": 8, "lr": 1e-3, "scales_tried": 2}  # where a method has the field
+EXPERTS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+FOR_MIXTURES = ("uoe",)
+MIXTURES: dict[str, dict[str, Any]] = {  # what stands in for a family where a method needs a mixture of experts
+    "llama": {"model_type": "mixtral", "num_local_experts": 4, "intermediate_size": 16, **EXPERTS},
+    "gpt2": {"model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    | {"shared_expert_intermediate_size": 16, **EXPERTS},
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {
         "model_type": "llama",
@@ -93,9 +100,16 @@ def request_of_questions() -> ForgetRequest:
 
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
-def lm(request: pytest.FixtureRequest) -> LM:
-    config = CONFIGS[request.param]
-    return LM.build(World(people=10, facts=4, seed=1).train, config, vocab_size=300, max_length=192, seed=3)
+def family(request: pytest.FixtureRequest) -> dict[bool, LM]:
+    """A dense model, and (True) the mixture of experts that stands in for it."""
+    train = World(people=10, facts=4, seed=1).train
+    configs = {False: CONFIGS[request.param], True: MIXTURES[request.param]}
+    return {sparse: LM.build(train, one, vocab_size=300, max_length=192, seed=3) for sparse, one in configs.items()}
+
+
+@pytest.fixture
+def lm(info: MethodInfo, family: dict[bool, LM]) -> LM:
+    return family[info.name in FOR_MIXTURES]
 
 
 def small(info: MethodInfo) -> Any:

@@ -1,7 +1,8 @@
 """Representation misdirection: drag the hidden states of what must go towards one random direction, hold all others.
 
 Li et al. 2024 (WMDP, arXiv:2403.03218); sheet `knowledge_unlearning`, item 11.  Needs: forget and retain records.
-Only the feed-forward down projections of three layers are trained; only tokens of the text (never padding) are moved.
+Only the feed-forward down projections of three layers are trained (of a mixture of experts, all experts); only tokens
+of the text (never padding) are moved.
 Shapes: B rows, T tokens, D hidden units.
 """
 
@@ -21,6 +22,7 @@ from palimpsest.core.seeds import torch_rng
 from palimpsest.core.watch import Watch
 from palimpsest.forget.unlearn import Budget, above_zero, encode_retain, unlearn
 from palimpsest.models.anatomy import capture, down_projection, feed_forward, layers
+from palimpsest.models.experts import mixture_in
 
 if TYPE_CHECKING:
     from palimpsest.data.batches import Batch, Encoded
@@ -60,7 +62,7 @@ class RMU(Budget):
 
         def trainable(model: nn.Module) -> list[nn.Parameter]:
             moved = layers(model)[max(0, layer - 2) : layer + 1]
-            return [p for block in moved for p in down_projection(feed_forward(block)).parameters()]
+            return [p for block in moved for p in _trained(feed_forward(block))]
 
         keep = {"keep": self.batches(retain, "retain")}
         return unlearn(self, lm, request, loss, watch=watch, beside=keep, trainable=trainable)
@@ -71,6 +73,11 @@ class RMU(Budget):
         norm = torch.cat([states.float().norm(dim=1) for states in start.values.split(65536)]).mean()
         length = self.steering * (norm if self.relative else 1.0)
         return length * direction / direction.norm()
+
+
+def _trained(block: nn.Module) -> list[nn.Parameter]:
+    mixture = mixture_in(block)
+    return list((down_projection(block) if mixture is None else mixture.experts).parameters())
 
 
 def states_of(model: nn.Module, batch: Batch, layer: int) -> Tensor:

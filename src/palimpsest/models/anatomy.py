@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from palimpsest.core.errors import InputError
 
 _FEED_FORWARD_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "ff")
+_GATE_NAMES = ("gate_proj", "gate", "w1", "wi_0")
 
 
 def base_of(model: nn.Module) -> Any:
@@ -57,6 +58,24 @@ def down_projection(block: nn.Module) -> nn.Module:
     return down[-1]
 
 
+def pre_activation(block: nn.Module) -> tuple[nn.Module, slice]:
+    """The matrix of a dense feed-forward block whose output goes into the activation, and which of its outputs do.
+
+    In a gated block that is the gate; a matrix that holds gate and up projection together gives its first half.
+    """
+    down = down_projection(block)
+    width = _sides(down)[0]
+    before = [(name, matrix) for name, matrix in block.named_modules() if matrix is not down and _is_matrix(matrix)]
+    whole = [(name, matrix) for name, matrix in before if _sides(matrix)[1] == width]
+    if whole:
+        gates = [matrix for name, matrix in whole if name.rpartition(".")[2] in _GATE_NAMES]
+        return (gates or [matrix for _, matrix in whole])[0], slice(0, width)
+    fused = [matrix for _, matrix in before if _sides(matrix)[1] == 2 * width]
+    if not fused:
+        raise InputError(f"{type(block).__name__} has no activations that can be addressed")
+    return fused[0], slice(0, width)
+
+
 def value_vectors(projection: nn.Module) -> Tensor:
     """The (F, D) view of a down projection's weight, however the architecture stores it (`Linear` or `Conv1D`)."""
     weight = cast(Tensor, projection.weight)
@@ -66,10 +85,14 @@ def value_vectors(projection: nn.Module) -> Tensor:
 def _matrices(block: nn.Module) -> Iterator[nn.Module]:
     """Every module with a matrix, in order; not the modules inside it (the factors of an adapter)."""
     for child in block.children():
-        if isinstance(weight := getattr(child, "weight", None), Tensor) and weight.ndim == 2:
+        if _is_matrix(child):
             yield child
         else:
             yield from _matrices(child)
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return isinstance(weight := getattr(module, "weight", None), Tensor) and weight.ndim == 2
 
 
 def _sides(matrix: nn.Module) -> tuple[int, int]:
