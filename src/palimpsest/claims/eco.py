@@ -124,7 +124,7 @@ class _Stage:
         config = {"model_type": "llama", "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": 2}
         config |= {"num_attention_heads": 4, "tie_word_embeddings": True}
         start = LM.build(world.train, config, vocab_size=768, max_length=128, seed=seed)
-        recipe = Recipe(steps=max(200, round(450 * scale)), lr=4e-3 * (64 / width), batch_size=48, seed=seed)
+        recipe = Recipe(steps=max(150, round(450 * scale)), lr=4e-3 * (64 / width), batch_size=48, seed=seed)
         request = world.request()
         before = trained(start, world.train, recipe, progress=False)
         other = trained(start, request.without_forget(), recipe, progress=False) if oracle else start
