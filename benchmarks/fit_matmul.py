@@ -1,24 +1,27 @@
 """(a) How much of the machine's matrix-multiplication rate `fit` turns into training: a Llama of about 5M parameters.
 
 The work is counted from the shapes of the model's matrix products, forward and backward.  The other side runs exactly
-these products with torch.mm / torch.bmm in the same dtype, in turns with `fit`.
+these products with torch.mm / torch.bmm in the same dtype, after every step of `fit`: both see the same machine.
 
     python benchmarks/fit_matmul.py
 """
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common import in_turns, ratio_of, report
+from common import ratio_of, report
 from palimpsest.core.fit import fit
 from palimpsest.core.losses import nll
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.data.batches import Batches, Encoded
 
-ROWS, TOKENS, STEPS = 16, 128, 8
+ROWS, TOKENS = 16, 128
+WARM_UP, STEPS = 3, 25
 CONFIG = LlamaConfig(
     vocab_size=4096,
     hidden_size=256,
@@ -57,6 +60,24 @@ def matmuls(dtype: torch.dtype):
     return run
 
 
+def step_by_step(model, batches, precision: str, multiply) -> tuple[list[float], list[float]]:
+    """Seconds of each step of one run of `fit`, and of the bare products run after it."""
+    train, multiply_only = [], []
+    began = time.perf_counter()
+
+    def after_step(done: int, model) -> bool:
+        nonlocal began
+        trained = time.perf_counter()
+        train.append(trained - began)
+        multiply()
+        began = time.perf_counter()
+        multiply_only.append(began - trained)
+        return False
+
+    fit(model, nll, batches, steps=WARM_UP + STEPS, lr=1e-4, precision=precision, until=after_step, progress="")
+    return train[WARM_UP:], multiply_only[WARM_UP:]
+
+
 def main() -> None:
     flops = 3 * sum(2 * batch * m * k * n for batch, m, k, n in products())
     rng = numpy_rng(0, "benchmark")
@@ -67,18 +88,8 @@ def main() -> None:
         torch.manual_seed(0)
         model = LlamaForCausalLM(CONFIG)
 
-        def training(model=model, precision=precision) -> None:
-            fit(model, nll, batches, steps=STEPS, lr=1e-4, precision=precision, progress="")
-
-        multiply = matmuls(dtype)
-
-        def multiplying(multiply=multiply) -> None:
-            for _ in range(STEPS):
-                multiply()
-
-        in_turns(training, multiplying, rounds=1)  # warm up
-        train, multiply_only = in_turns(training, multiplying, rounds=7)
-        found[precision] = (ratio_of(multiply_only, train), np.median(train) / STEPS, np.median(multiply_only) / STEPS)
+        train, multiply_only = step_by_step(model, batches, precision, matmuls(dtype))
+        found[precision] = (ratio_of(multiply_only, train), np.median(train), np.median(multiply_only))
     parts = {"parameters": float(sum(p.numel() for p in model.parameters())), "gflop_a_step": flops / 1e9}
     for precision, (share, step, only) in found.items():
         parts |= {
