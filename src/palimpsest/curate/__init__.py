@@ -5,10 +5,12 @@ through files of any size, shard by shard.  Needs the extra ``palimpsest[curate]
 imported.
 """
 
+from palimpsest.curate.dsir import DSIR
 from palimpsest.curate.engine import Curation, run
 from palimpsest.curate.meta_rater import MetaRater
 from palimpsest.curate.metaclip import MetaCLIP
 from palimpsest.curate.pool import read
+from palimpsest.curate.raters import Classifier, Perplexity
 from palimpsest.curate.signals import Signals
 
-__all__ = ["Curation", "MetaCLIP", "MetaRater", "Signals", "read", "run"]
+__all__ = ["DSIR", "Classifier", "Curation", "MetaCLIP", "MetaRater", "Perplexity", "Signals", "read", "run"]
