@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from palimpsest.forget import losses
 from palimpsest.forget.ascent import LLMU, FinetuneRetain, GradDiff, GradientAscent, KLMin
+from palimpsest.forget.content_filter import ContentFiltering
 from palimpsest.forget.eco import ECO
 from palimpsest.forget.eul import EUL
 from palimpsest.forget.in_context import Guardrail, InContext
+from palimpsest.forget.key_space import KeySpaceDetection
 from palimpsest.forget.kga import KGA
 from palimpsest.forget.merge import TaskVector
 from palimpsest.forget.preference import NPO, IdkDPO, Relabel, SimNPO
 from palimpsest.forget.retrain import Retrain
 from palimpsest.forget.rmu import RMU
+from palimpsest.forget.skill_unlearning import NeuronAdjust, SelectivePruning
 from palimpsest.forget.uoe import UOE
 from palimpsest.forget.weighted import CEU, UNDIAL, WGA, SatImp
 from palimpsest.forget.whp import WhosHarryPotter
@@ -30,6 +33,7 @@ __all__ = [
     "UNDIAL",
     "UOE",
     "WGA",
+    "ContentFiltering",
     "FinetuneRetain",
     "GradDiff",
     "GradientAscent",
@@ -37,9 +41,12 @@ __all__ = [
     "IdkDPO",
     "InContext",
     "KLMin",
+    "KeySpaceDetection",
+    "NeuronAdjust",
     "Relabel",
     "Retrain",
     "SatImp",
+    "SelectivePruning",
     "SimNPO",
     "TaskVector",
     "WhosHarryPotter",
