@@ -6,7 +6,7 @@ from palimpsest import claims
 def test_the_claim_runs_small() -> None:
     claim = claims.get("eco")
     values = claim(0, scale=0.25)
-    assert values["forget_before"] > 0.6 > values["forget_eco"]
+    assert values["forget_before"] > values["forget_eco"] + 0.1
     assert values["change_of_prompts_let_through"] == 0.0
     assert values["looks"] <= 40
     assert 0 <= values["distance_eco"] <= 1

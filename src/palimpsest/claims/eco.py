@@ -113,6 +113,7 @@ class _Stage:
     """The models and the questions of one seed."""
 
     seed: int
+    steps: int
     world: World
     request: ForgetRequest
     before: LM
@@ -128,7 +129,7 @@ class _Stage:
         request = world.request()
         before = trained(start, world.train, recipe, progress=False)
         other = trained(start, request.without_forget(), recipe, progress=False) if oracle else start
-        return _Stage(seed, world, request, before, other)
+        return _Stage(seed, max(5, round(STEPS * scale)), world, request, before, other)
 
     @property
     def forget(self) -> list[Question]:
@@ -150,12 +151,12 @@ class _Stage:
 
     def tuned(self, baseline: Callable[..., Any]) -> LM:
         """The baseline on the request, at the rate that falls least short on the practice request."""
-        key = [self.before.sha256, self.oracle.sha256, baseline.__name__, STEPS, RATES, self.seed]
+        key = [self.before.sha256, self.oracle.sha256, baseline.__name__, self.steps, RATES, self.seed]
         return kept("claim-eco", key, lambda folder: self._tuned(baseline))
 
     def _tuned(self, baseline: Callable[..., Any]) -> LM:
         quiet = Watch(progress=False)
-        budget = {"steps": STEPS, "batch_size": 32, "seed": self.seed}
+        budget = {"steps": self.steps, "batch_size": 32, "seed": self.seed}
         practice = self._practice()
         forget = _asked(_questions(practice.forget))
         retain = _asked(_questions(practice.retain))
