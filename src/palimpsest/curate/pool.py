@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from palimpsest.core.errors import InputError, MissingExtra
 from palimpsest.core.files import sha256_of
 from palimpsest.curate import tables
-from palimpsest.data import formats, sources
+from palimpsest.data import formats
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -111,6 +111,8 @@ def read(where: Source | Sequence[Source]) -> DataFrame:
 def _local(source: Source) -> list[tuple[str, str]]:
     if str(source).startswith("hf:"):
         raise InputError(f"{source}: a pool is read from files; wanted hf://datasets/... for files on the hub")
+    from palimpsest.data import sources  # brings `datasets` with it, which workers can do without
+
     return [(str(path.resolve()), file_stamp(path)) for path in sources.find(source)]
 
 

@@ -24,7 +24,6 @@ import pyarrow.json
 
 from palimpsest.core.errors import InputError
 from palimpsest.data import formats
-from palimpsest.data.records import as_string
 
 _BLOCK = 4 << 20  # bytes of a file parsed at once
 _ROWS = 4096  # rows of a batch where rows are made one by one
@@ -137,6 +136,8 @@ def _objects(path: str, number: int, block: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _table_of(rows: list[dict[str, Any]], schema: pa.Schema | None) -> pa.Table:
+    from palimpsest.data.records import as_string  # brings `datasets` with it, which workers can mostly do without
+
     names = list(dict.fromkeys(name for row in rows for name in row)) if schema is None else schema.names
     arrays = {}
     for name in names:
