@@ -19,7 +19,8 @@ def stage(session_cache):
         yield muse._Stage.set_up(0, SCALE)
 
 
-def test_method_and_control_yield_every_expected_value(monkeypatch):
+def test_method_and_control_yield_every_expected_value(monkeypatch, session_cache):
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(session_cache))
     few = {name: muse._UNLEARNERS[name] for name in ("ga", "ga_gdr", "npo_gdr")}
     monkeypatch.setattr(muse, "_UNLEARNERS", few)
     monkeypatch.setattr(muse, "RATES", (1e-3,))
@@ -32,7 +33,8 @@ def test_method_and_control_yield_every_expected_value(monkeypatch):
     assert len({control[f"utility_{name}"] for name in few}) == 1  # one retrained model stands for all
 
 
-def test_the_reference_has_not_seen_what_must_go(stage):
+def test_the_reference_has_not_seen_what_must_go(stage, monkeypatch, session_cache):
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(session_cache))
     assert stage.reference.nll(stage.request.forget).mean() > stage.before.nll(stage.request.forget).mean() + 0.5
     twin = stage.retrained(stage.request)
     assert twin.sha256 != stage.reference.sha256

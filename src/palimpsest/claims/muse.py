@@ -1,13 +1,14 @@
-"""MUSE's claim: what passes for forgotten by recital and answers shows in privacy, in utility and over further requests.
+"""MUSE's claim: what passes for forgotten by recital and answers shows in privacy, utility and further requests.
 
 A world of fictional people is learned by a small Llama; a fifth of them must go.  Seven unlearners get the same budget,
-the same grid of learning rates and the paper's stopping rule: the first epoch after which knowledge of the forget set is
-down to a retrained model's, at the gentlest rate that gets there.  Then MUSE's questions are put: C1 to C4 of the whole request, C5 as utility after a quarter
-of it against the whole at once, C6 as utility after the first of four successive quarters against the last.
+the same grid of learning rates and the paper's stopping rule: the first epoch after which knowledge of the forget set
+is down to a retrained model's, at the gentlest rate that gets there.  Then MUSE's questions are put: C1 to C4 of the
+whole request, C5 as utility after a quarter of it against the whole at once, C6 as utility after the first of four
+successive quarters against the last.
 
 The negative control takes approximate unlearning out and leaves the questions: every unlearned model is replaced by one
-trained anew, from another seed, without the records.  If the six ways found leaks and losses there too, what they find in
-unlearners would be the noise of the evaluation (two trainings that differ by their seed), and the claim would be empty.
+trained anew, from another seed, without the records.  If the six ways found leaks and losses there too, what they find
+in unlearners would be the noise of the evaluation (two trainings that differ by their seed), and the claim empty.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from palimpsest.audit import Muse, marks, stop_when_forgotten
-from palimpsest.audit.exam import Sitting
+from palimpsest.audit.exam import Exam, Sitting
 from palimpsest.claims import Expect, claim
 from palimpsest.core.watch import Watch
 from palimpsest.data.records import concat
@@ -56,8 +57,8 @@ _SUCCESSIVE = ("ga_gdr", "npo_gdr")  # also run on request after request
 @claim(
     paper="muse",
     statement=(
-        "Unlearners that bring recital and knowledge of the forget set down to a retrained model's miss its privacy, too "
-        "low or too high, pay in utility, and pay more the larger the request and with every further one."
+        "Unlearners that bring recital and knowledge of the forget set down to a retrained model's miss its privacy, "
+        "too low or too high, pay in utility, and pay more the larger the request and with every further one."
     ),
     paper_says={
         "News, NPO+GDR: VerbMem and KnowMem on forget (before 58.4 and 63.9; retrained 20.8 and 33.1)": "1.2 and 54.6",
@@ -81,7 +82,7 @@ _SUCCESSIVE = ("ga_gdr", "npo_gdr")  # also run on request after request
     data="generated: 60 fictional people, their biographies, news and questions",
     note=(
         "Means over seven unlearners (GA and NPO, each plain, with retain likelihood and with retain KL; task vector); "
-        "leakage_size is their median absolute leakage in percent. C5 and C6 are means over GA and NPO with retain likelihood."
+        "leakage_size is their median absolute leakage in percent. C5 and C6: GA and NPO, both with retain likelihood."
     ),
 )
 def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, float]:
@@ -121,6 +122,7 @@ class _Stage:
     muse: Muse
     before: LM
     reference: LM
+    asked: Exam
 
     @staticmethod
     def set_up(seed: int, scale: float) -> _Stage:
@@ -130,7 +132,7 @@ class _Stage:
         request = world.request()
         muse = Muse(demonstrations=0, seed=seed, samples=max(16, round(100 * scale)))
         folds = request.folds(FOLDS, nested=False, seed=seed)
-        stage = _Stage(seed, scale, start, world, request, folds, muse, start, start)
+        stage = _Stage(seed, scale, start, world, request, folds, muse, start, start, muse.exam(start, request))
         return replace(stage, before=stage.trained(None, seed), reference=stage.trained(request, seed))
 
     def trained(self, without: ForgetRequest | None, seed: int) -> LM:
@@ -149,7 +151,8 @@ class _Stage:
     def unlearned(self, name: str, lm: LM, request: ForgetRequest) -> LM:
         """Forgetting by the stopping rule, at the gentlest rate that gets there; at the strongest if none does."""
         epoch = -(-len(request.forget) // BATCH)
-        until = stop_when_forgotten(self.muse, self.before, request, self.reference, every=epoch)
+        records = self.muse.samples  # all that will be asked, not only a cheap part
+        until = stop_when_forgotten(self.muse, self.before, request, self.reference, every=epoch, records=records)
         for rate in RATES:
             steps = max(epoch, round(STEPS * self.scale))
             method = _UNLEARNERS[name](steps=steps, lr=rate, batch_size=BATCH, warmup_epochs=0, seed=self.seed)
@@ -160,30 +163,26 @@ class _Stage:
 
     def course(self, name: str) -> list[LM]:
         """The model after each of the successive requests."""
-        models = []
+        models: list[LM] = []
         for fold in self.folds:
             models.append(self.unlearned(name, models[-1] if models else self.before, fold))
         return models
 
     def scores(self, lm: LM) -> dict[str, float]:
         """C1 to C4 of the whole request."""
-        asked = self.muse.exam(self.before, self.request)
-        sittings = {
-            "before": Sitting(asked, self.before),
-            "after": Sitting(asked, lm),
-            "reference": Sitting(asked, self.reference),
-        }
+        models = {"before": self.before, "after": lm, "reference": self.reference}
+        sittings = {name: Sitting(self.asked, model) for name, model in models.items()}
         leakage = marks.leakage(sittings, self.muse.statistic_name)
         found = {
-            "verbatim": self.muse.verbatim(asked, lm).mean(),
-            "knowledge": self.muse.knowledge(asked, lm).mean(),
+            "verbatim": self.muse.verbatim(self.asked, lm).mean(),
+            "knowledge": self.muse.knowledge(self.asked, lm).mean(),
             "leakage": leakage.after,
             "utility": self.utility(lm),
         }
         return {name: float(value) for name, value in found.items()}
 
     def utility(self, lm: LM) -> float:
-        return float(self.muse.knowledge(self.muse.exam(self.before, self.request), lm, "utility").mean())
+        return float(self.muse.knowledge(self.asked, lm, "utility").mean())
 
 
 def _stands(found: Mapping[str, float], reference: Mapping[str, float]) -> bool:
