@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from palimpsest.forget import losses
 from palimpsest.forget.ascent import LLMU, FinetuneRetain, GradDiff, GradientAscent, KLMin
-from palimpsest.forget.content_filter import ContentFiltering
 from palimpsest.forget.eco import ECO
 from palimpsest.forget.eul import EUL
 from palimpsest.forget.in_context import Guardrail, InContext
@@ -33,7 +32,6 @@ __all__ = [
     "UNDIAL",
     "UOE",
     "WGA",
-    "ContentFiltering",
     "FinetuneRetain",
     "GradDiff",
     "GradientAscent",
