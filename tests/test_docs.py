@@ -57,8 +57,9 @@ def users_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_examples_run(page, users_folder):
+    names = {"__name__": "example"}  # a page's later blocks go on from its earlier ones
     for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), {"__name__": "example"})
+        exec(compile(block, str(page), "exec"), names)
 
 
 def test_there_are_commands_to_try():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *names: object) -> int:
-    """A 63-bit seed for a purpose: ``derive(0, "batches", epoch)``.  Equal arguments give equal seeds on any machine."""
+    """A 63-bit seed for a purpose: ``derive(0, "batches", epoch)``.  Equal arguments give equal seeds anywhere."""
     text = repr((seed, *names)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from palimpsest.core.errors import InputError
 from palimpsest.core.seeds import numpy_rng
-from palimpsest.data.lexicon import words
+from palimpsest.data import lexicon
 from palimpsest.data.teacher import Teacher
 
 Term = tuple[str, ...]  # words
@@ -34,7 +34,7 @@ _PASSAGES = 24  # shown to a teacher, and the words of each
 _PASSAGE_WORDS = 150
 
 # Where there is no other text to take stand-ins from
-GENERIC = words(
+GENERIC = lexicon.words(
     "Jon Anna Tom Mary Paul Alice Peter Clara Martin Ruth David Laura Simon Helen Mark Julia Robert Emma Frank Nora "
     "Henry Sarah Philip Diana Walter Irene George Louise Edward Martha Daniel Grace Victor Rose Arthur Jane Hugh "
     "Ellen Oscar Judith Leonard Karen Stephen Linda Roger Susan Patrick Carol Douglas Joan Kenneth Paula Gordon "
