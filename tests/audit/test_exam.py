@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -222,3 +223,18 @@ def test_min_k_of_the_exam_is_that_of_the_chosen_k(household):
     asked = exam(sizes, household.before, household.request)
     found = Sitting(asked, household.before).attack("holdout")[sizes.statistic_name]
     assert found == pytest.approx(min_k(text_logprobs(household.before, asked.members["holdout"]), 25))
+
+
+def test_conversations_are_asked_by_the_models_own_chat_template(household):
+    tokenizer = copy.deepcopy(household.before.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    talk = [{"role": "user", "content": "Which stone?"}, {"role": "assistant", "content": "ruby"}]
+    request = ForgetRequest(forget=Dataset.from_dict({"messages": [talk]}))
+    asked = exam(Sizes(), replace(household.before, tokenizer=tokenizer), request).questions["forget"]
+    assert asked.prompts == ("[user] Which stone?\n[assistant] ",)
+    assert asked.truths == ("ruby",)
+    plain = exam(Sizes(), household.before, request).questions["forget"]
+    assert plain.prompts == ("Which stone?",)

@@ -46,11 +46,9 @@ class Sizes:
 
     samples: int = 100  # records of each set that are asked, at most
     prompt_tokens: int = 896  # of a document: MUSE's released prompts have about 660 words
-    continuation_tokens: int = 128
-    answer_tokens: int = 32
-    demonstrations: int | None = (
-        None  # None: 10 as in MUSE, or 0 if the model before answers retain questions better so
-    )
+    continuation_tokens: int = 128  # of a document, at most
+    answer_tokens: int = 32  # at most
+    demonstrations: int | None = None  # None: 10 as in MUSE, or 0 if the model before answers retain better so
     statistic: Literal["min-k", "loss", "zlib", "lowercase"] = "min-k"  # what the membership attack goes by
     k: float = 40.0  # the share of least likely tokens that Min-K% looks at, in percent
     seed: int = 0

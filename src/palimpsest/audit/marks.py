@@ -30,8 +30,8 @@ NEEDS = {
     "forget_nll": "Needs forget records with at least one token to score.",
     "gibberish": "Needs forget records to answer or to go on with.",
     "utility_gibberish": "Needs utility records to answer or to go on with.",
-    "scalability": "Needs the unlearning method, to run it again on growing parts of the forget set (--folds 4).",
-    "sustainability": "Needs the unlearning method, to run it again on the forget set part by part (--folds 4).",
+    "scalability": "Needs the unlearning method, to run it on growing parts of the forget set (--folds 4).",
+    "sustainability": "Needs the unlearning method, to run it on the forget set part by part (--folds 4).",
 }
 
 
