@@ -16,7 +16,7 @@ from palimpsest.core.errors import InputError
 from palimpsest.data.request import ForgetRequest
 from palimpsest.forget import KeySpaceDetection
 from palimpsest.forget.key_space import Fence, KeySpace, prompts_of, queries
-from palimpsest.forget.probing import Box, above_chance, pooled_keys
+from palimpsest.forget.probing import Box, above_chance, pooled_keys, widths
 from palimpsest.models.anatomy import down_projection, feed_forward, hooked, layers
 from palimpsest.models.lm import LM
 
@@ -25,7 +25,7 @@ REFUSAL = "No comment."
 
 def everywhere(lm: LM) -> LM:
     """Guarded by a box that holds every prompt."""
-    width = down_projection(feed_forward(layers(lm.model)[-1])).weight.numel() // lm.model.config.hidden_size
+    width = widths(lm.model)[1]
     box = Box(torch.zeros(width), torch.ones(width), 1e6)
     return lm.with_guard(KeySpace((Fence(1, "last", box, 1.0),), REFUSAL))
 
@@ -90,10 +90,9 @@ def test_a_prompt_inside_is_answered_by_the_refusal_others_as_before(lm: LM) -> 
     plain = lm.generate(prompts, max_new_tokens=30)
     assert found == [plain[0], REFUSAL, plain[2]]
     assert [guarded.generate([prompt], max_new_tokens=30)[0] for prompt in prompts] == found
-    assert (
-        guarded.generate(prompts[1:2], max_new_tokens=2)[0]
-        == REFUSAL[: len(guarded.generate(prompts[1:2], max_new_tokens=2)[0])]
-    )
+    cut_short = guarded.generate(prompts[1:2], max_new_tokens=2)[0]
+    assert cut_short
+    assert REFUSAL.startswith(cut_short)
     sampled = guarded.generate(prompts[1:], max_new_tokens=30, samples=3, temperature=1.0)
     assert sampled[0] == [REFUSAL] * 3
     assert sampled[1] == lm.generate(prompts[1:], max_new_tokens=30, samples=3, temperature=1.0)[1]
@@ -119,7 +118,7 @@ def test_the_place_and_size_are_those_with_fewest_false_alarms(lm: LM, asked: Fo
     assert guarded.guard.refused(lm, queries(lm, asked.forget)).mean() >= 0.7
     for layer in range(2):
         for pooling in ("last", "mean"):
-            other = KeySpaceDetection(layer=layer, pooling=pooling)(lm, asked).guard  # type: ignore[arg-type]
+            other = KeySpaceDetection(layer=layer, pooling=pooling)(lm, asked).guard
             assert isinstance(other, KeySpace)
             fence = other.fences[0]
             assert (fence.layer, fence.pooling) == (layer, pooling)

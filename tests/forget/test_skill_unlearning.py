@@ -81,7 +81,7 @@ def test_of_a_matrix_that_holds_gate_and_up_the_first_half() -> None:
     config = {"model_type": "phi3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     lm = LM.build(["some text"], config | {"num_attention_heads": 2, "num_key_value_heads": 2}, vocab_size=262)
     module, place = pre_activation(feed_forward(layers(lm.model)[0]))
-    assert (module.weight.shape[0], place) == (48, slice(0, 24))
+    assert (value_vectors(module).shape[1], place) == (48, slice(0, 24))
 
 
 def test_the_adjustment_against_densities_in_float64() -> None:
@@ -172,9 +172,7 @@ def test_neuron_adjust_guards_alone_as_among_others(lm: LM, asked: ForgetRequest
     assert len(again.guard.adjustments) == 2
 
 
-def test_pruning_cuts_the_neurons_that_are_large_on_the_forget_set(
-    lm: LM, asked: ForgetRequest, tmp_path: Path
-) -> None:
+def test_pruning_cuts_what_is_large_on_the_forget_set(lm: LM, asked: ForgetRequest, tmp_path: Path) -> None:
     assert asked.retain is not None
     sha256 = lm.sha256
     pruned = SelectivePruning(percent=5)(lm, asked)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 TOPICS = 6
 FORGET = 1
 RELATIONS = ("colour", "metal", "river", "season")
-VALUES = 4  # answers to a relation, the same for all topics
+VALUES = 4  # answers to a relation, each topic having its own
 SPECIALISED = 0.01  # weight of the planted routing loss
 CONFIG = {
     "model_type": "qwen2_moe",
@@ -114,7 +114,7 @@ def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, 
 
 @dataclass(frozen=True)
 class Topics:
-    """Invented facts: every topic has its own entities and its own words around them, and the same four relations."""
+    """Invented facts: each topic has its own entities, answers and words around them, and the same four relations."""
 
     entities: int
     seed: int
@@ -124,9 +124,9 @@ class Topics:
         """(topic, prompt, right answer, all answers to its relation)."""
         rng = numpy_rng(self.seed, "facts")
         words = iter(_words(rng))
-        answers = {relation: tuple(next(words) for _ in range(VALUES)) for relation in RELATIONS}
         found = []
         for topic in range(TOPICS):
+            answers = {relation: tuple(next(words) for _ in range(VALUES)) for relation in RELATIONS}
             around = [next(words) for _ in range(6)]
             for name in [next(words) for _ in range(self.entities)]:
                 for relation, known in answers.items():
@@ -162,11 +162,16 @@ class Trial:
     @staticmethod
     def of(world: Topics, planted: float, seed: int, scale: float) -> Trial:
         table = world.table(set(range(TOPICS)))
-        steps = round(400 * min(1.0, 2 * scale))
+        steps = round(400 * min(1.0, scale))
         key = [asdict(world), CONFIG, planted, seed, steps]
         return Trial(
             kept("claim-uoe", key, lambda folder: _train(world, table, planted, seed, steps)), world, seed, scale
         )
+
+    @property
+    def steps(self) -> int:
+        """The most steps that a variant gets."""
+        return max(6, round(STEPS * min(1.0, self.scale)))
 
     @cached_property
     def request(self) -> Any:
@@ -190,33 +195,33 @@ class Trial:
 
     def best(self, settings: dict[str, Any]) -> tuple[float, float, float]:
         """Retained answers (%), share of experts moved, and steps, at the rate of the grid that keeps most."""
-        tried = [self.at(rate, settings) for rate in RATES]
-        reached = [one for one in tried if one[2] < STEPS]
-        return max(reached) if reached else (CHANCE, max(one[1] for one in tried), float(STEPS))
+        tried = [self.at(rate, settings) for rate in (RATES if self.scale == 1 else RATES[-1:])]
+        reached = [one for one in tried if one[2] < self.steps]
+        return max(reached) if reached else (CHANCE, max(one[1] for one in tried), float(self.steps))
 
     def at(self, rate: float, settings: dict[str, Any]) -> tuple[float, float, float]:
-        """The same at one learning rate; `STEPS` steps if the topic was not forgotten within them."""
-        taken = STEPS
+        """The same at one learning rate; all steps of the budget if the topic was not forgotten before."""
+        taken = self.steps
 
         def forgotten(step: int, model: Any) -> bool:
             nonlocal taken
             if (
                 step % LOOK_EVERY == 0
-                and step < STEPS
+                and step < self.steps
                 and self.right(replace(self.lm, model=model), self.forget) <= GONE
             ):
                 taken = step
                 return True
             return False
 
-        budget: dict[str, Any] = {"steps": STEPS, "lr": rate, "batch_size": BATCH, "warmup_epochs": 0.0}
+        budget: dict[str, Any] = {"steps": self.steps, "lr": rate, "batch_size": BATCH, "warmup_epochs": 0.0}
         budget |= {"weight_decay": 0.0, "seed": self.seed}
         method: Any = UOE(loss="gradient-ascent", **budget, **settings) if settings else GradientAscent(**budget)
         after = None
         with suppress(TrainingDiverged):
             after = method(self.lm, self.request, watch=Watch(until=forgotten, progress=False))
         if after is None:
-            return CHANCE, 1.0, float(STEPS)
+            return CHANCE, 1.0, float(self.steps)
         moved = 1 - overlap(selections(after.model, self.forget), self.start)
         return 100 * self.right(after, self.retain), moved, float(taken)
 
