@@ -178,13 +178,23 @@ def test_a_model_that_sat_an_exam_is_not_asked_again(household, monkeypatch, tmp
         Sitting(asked, household.reference).answers("forget")
 
 
-def test_other_weights_other_guards_and_other_questions_are_asked_anew(household, scripted):
-    before = household.before
-    asked = exam(BARE, before, household.request)
-    guarded = before.with_guard(PromptGuard("Say something else. {prompt}"))
-    told = [Sitting(asked, lm).answers("forget") for lm in (before, guarded, household.reference)]
-    assert told[0] != told[1]
-    assert told[0] != told[2]
+def test_other_weights_other_guards_and_other_questions_are_asked_anew(household, monkeypatch, tmp_path):
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path))
+    before, asked = household.before, exam(BARE, household.before, household.request)
+    few = exam(Sizes(samples=3, demonstrations=0), before, household.request)
+    guarded = [before.with_guard(PromptGuard(f"{word} {{prompt}}")) for word in ("Now", "Then")]
+    calls: list[str] = []
+    plain = LM.generate
+
+    def counted(self, *args, **kwargs):
+        calls.append(self.source)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(LM, "generate", counted)
+    sittings = [Sitting(asked, lm) for lm in (before, *guarded, household.reference)] + [Sitting(few, before)]
+    for count, sitting in enumerate(sittings, 1):
+        assert sitting.answers("forget") == sitting.answers("forget")
+        assert len(calls) == count
 
 
 def test_a_model_in_training_leaves_nothing_in_the_cache(household, monkeypatch, tmp_path):
