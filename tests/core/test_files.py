@@ -56,3 +56,12 @@ def test_hashes(tmp_path):
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
     assert sha256_of({"b": 1, "a": "ä"}) == hashlib.sha256('{"a":"ä","b":1}'.encode()).hexdigest()
     assert sha256_of([1, 2]) != sha256_of([2, 1])
+
+
+def test_a_folder_that_somebody_else_finished_first_stays(tmp_path):
+    with atomic_folder(tmp_path / "entry", replace=False) as slow:
+        (slow / "by").write_text("slow")
+        with atomic_folder(tmp_path / "entry", replace=False) as quick:
+            (quick / "by").write_text("quick")
+    assert (tmp_path / "entry" / "by").read_text() == "quick"
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]

@@ -29,6 +29,6 @@ def cached(kind: str, key: Any, build: Callable[[Path], None], read: Callable[[P
     """`read` the entry for `key`; if there is none, `build` it in a fresh folder first."""
     path = folder(kind, key)
     if not path.exists():
-        with atomic_folder(path) as temporary:
+        with atomic_folder(path, replace=False) as temporary:
             build(temporary)
     return read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -32,15 +33,24 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends without an error."""
+def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends without an error.
+
+    ``replace=False``: a folder that is there by then stays, and the new one is dropped (somebody else was quicker).
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     try:
         yield temporary
         temporary.chmod(0o755)
-        if path.exists():
+        if not replace:
+            try:
+                os.rename(temporary, path)
+            except OSError as error:  # a folder with files in it cannot be renamed over
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+        elif path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
             os.replace(path, old / path.name)
             os.replace(temporary, path)

@@ -83,29 +83,59 @@ def goal(material: Material) -> Goal | None:
     return None
 
 
-def attempt(info: MethodInfo, overrides: dict[str, Any], material: Material, *, progress: bool = True) -> Attempt:
-    """Run one method on the material and audit the result.  Finished work is taken from the cache."""
-    from palimpsest.audit.muse import Muse
+def attempt(
+    info: MethodInfo, overrides: dict[str, Any], material: Material, *, folds: int = 0, progress: bool = True
+) -> Attempt:
+    """Run one method on the material and audit the result.  Finished work is taken from the cache.
 
+    With `folds` the method is also run on as many growing and on as many successive parts of the request.
+    """
     fields = {field.name for field in dataclasses.fields(info.cls)}
     method = info(**{name: value for name, value in overrides.items() if name in fields})
     aim = goal(material)
     if "lr" in fields and "lr" not in overrides:
         method = replace(method, lr=best_rate(info, method, material, aim))
-    began = time.monotonic()
-    watch = Watch(progress=progress, until=aim.until(material.before, material.request) if aim else None)
     key = [material.before.sha256, material.request.describe(), info.name, config_of(method), _as_key(aim)]
-    lm = kept(
-        "unlearned",
-        key,
-        lambda folder: method(material.before, material.request, watch=replace(watch, checkpoint=folder)),
-    )
-    seconds = time.monotonic() - began
+
+    def make(checkpoint: Path) -> LM:
+        began = time.monotonic()
+        watch = Watch(
+            checkpoint=checkpoint,
+            progress=progress,
+            until=aim.until(material.before, material.request) if aim else None,
+        )
+        made = method(material.before, material.request, watch=watch)
+        curves = {name: trace.losses for name, trace in watch.traces.items()}
+        write_json(
+            cache.folder("courses", key) / "course.json", {"seconds": time.monotonic() - began, "curves": curves}
+        )
+        return made
+
+    lm = kept("unlearned", key, make)
+    course = _course(cache.folder("courses", key) / "course.json")
     described = {"name": info.name, "paper": info.paper, "config": config_of(method), "goal": _as_key(aim)}
-    evidence = Muse()(material.before, lm, material.request, material.reference, method=described)
-    curves = {name: trace.losses for name, trace in watch.traces.items()}
-    evidence = replace(evidence, seconds=seconds, extras={**evidence.extras, "curves": curves})
-    return Attempt(info, method, lm, evidence)
+    evidence = examined(material, lm, method, described, folds)
+    extras = {**evidence.extras, "curves": course["curves"]}
+    return Attempt(info, method, lm, replace(evidence, seconds=course["seconds"], extras=extras))
+
+
+def examined(material: Material, lm: LM, method: Any, described: dict[str, Any], folds: int = 0) -> Evidence:
+    """The six-way evidence of a result; its last two ways run the method again, on `folds` parts of the request."""
+    from palimpsest.audit.muse import Muse
+
+    def unlearner(start: LM, request: ForgetRequest) -> LM:
+        aim = goal(material)
+        until = aim.until(material.before, request) if aim else None
+        return method(start, request, watch=Watch(progress=False, until=until))
+
+    return (Muse(folds=folds) if folds else Muse())(
+        material.before,
+        lm,
+        material.request,
+        material.reference,
+        method=described,
+        unlearner=unlearner if folds else None,
+    )
 
 
 def best_rate(info: MethodInfo, method: Any, material: Material, aim: Goal | None) -> float:
@@ -147,6 +177,11 @@ def _score(method: Any, lm: LM, practice: ForgetRequest, aim: Goal) -> float:
     if trace is not None and trace.stopped != "until":
         return float(np.nanmean(after.nll(practice.forget))) - _NEVER_REACHED
     return -float(np.nanmean(after.nll(practice.utility or practice.retain)))
+
+
+def _course(path: Path) -> dict[str, Any]:
+    """How the making went; nothing where only the model was kept."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seconds": 0.0, "curves": {}}
 
 
 def _as_key(aim: Goal | None) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ class Compare(Source):
     steps: int | None = None  # the most optimiser steps a method may take; default: each method's own
     lr: float | None = None  # one learning rate for all; default: each is tuned on a practice request
     lora_rank: int | None = None  # train LoRA factors of this rank instead of all weights
+    folds: int = 0  # also run the methods on so many growing and successive parts of the request
 
 
 def compare_forget(options: Compare) -> int:
@@ -37,7 +38,7 @@ def compare_forget(options: Compare) -> int:
     if len(infos) < 2:
         raise InputError(f"a comparison needs at least two methods, got {infos[0].name}")
     material = prepare(options)
-    attempts = attempt_all(infos, overrides(options), material)
+    attempts = attempt_all(infos, overrides(options), material, folds=options.folds)
     out = Path(options.out)
     for one in attempts:
         one.evidence.write(out / one.info.name)
@@ -70,7 +71,12 @@ def overrides(options: Any) -> dict[str, Any]:
 
 
 def attempt_all(
-    infos: Sequence[methods.MethodInfo], chosen: dict[str, Any], material: Material, *, progress: bool = True
+    infos: Sequence[methods.MethodInfo],
+    chosen: dict[str, Any],
+    material: Material,
+    *,
+    folds: int = 0,
+    progress: bool = True,
 ) -> list[Attempt]:
     """Every method in turn.  One that cannot serve this request is left out with a line that says why.
 
@@ -79,7 +85,7 @@ def attempt_all(
     attempts: list[Attempt] = []
     for info in infos:
         try:
-            attempts.append(attempt(info, chosen, material, progress=progress))
+            attempts.append(attempt(info, chosen, material, folds=folds, progress=progress))
         except (InputError, TrainingDiverged) as error:
             if len(infos) == 1:
                 raise

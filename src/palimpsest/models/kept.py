@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import palimpsest
 from palimpsest.core import cache
 from palimpsest.core.files import atomic_folder
 from palimpsest.core.watch import Watch
@@ -23,14 +24,20 @@ if TYPE_CHECKING:
 
 
 def kept(kind: str, key: Any, make: Callable[[Path], LM]) -> LM:
-    """The model stored under `key` (JSON-able: all that decides it); ``make(checkpoint folder)`` if there is none."""
+    """The model stored under `key` (JSON-able: all that decides it); ``make(checkpoint folder)`` if there is none.
+
+    The versions of palimpsest and torch belong to the key: with another one the same key may make other weights.
+    """
+    import torch
+
     from palimpsest.models.lm import LM
 
+    key = [palimpsest.__version__, torch.__version__, key]
     path = cache.folder(kind, key)
     if not path.exists():
         unfinished = cache.folder(f"{kind}-unfinished", key)
         made = make(unfinished)
-        with atomic_folder(path) as temporary:
+        with atomic_folder(path, replace=False) as temporary:
             made.save(temporary)
         shutil.rmtree(unfinished, ignore_errors=True)
     return LM.load(path)
