@@ -56,7 +56,7 @@ UNLEARNERS: Mapping[str, Callable[..., Any]] = {
     "finetune": FinetuneRetain,  # what forgets by itself when training goes on
 }
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # tried for every unlearner
-CHOSEN = dict.fromkeys(UNLEARNERS, 1e-3)
+CHOSEN = {**dict.fromkeys(UNLEARNERS, 3e-4), "task_vector": 1e-4, "finetune": 3e-3}  # by choose_rates()
 
 
 @claim(
@@ -88,7 +88,9 @@ CHOSEN = dict.fromkeys(UNLEARNERS, 1e-3)
     note=(
         "forget_* is four-way accuracy on the forget set (chance 0.25), kept_* utility as a share of that before, "
         "kept_regularised the mean of gradient difference and NPO with a retain term, quality_* log10 of the p-value "
-        "of TOFU's forget quality."
+        "of TOFU's forget quality. Where it fails at this scale: after 240 steps NPO without a retain term is as "
+        "useless as ascent (it drifts about a third as fast, but AdamW takes full steps on a fading gradient), and a "
+        "task vector costs less utility than NPO with a retain term at equal forgetting."
     ),
 )
 def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, float]:
@@ -153,11 +155,14 @@ class _Stage:
         told = {split: world.questions(split, "trained") for split in ("forget", "retain", "utility", "holdout")}
         train = concat(told["forget"], told["retain"], told["utility"])
         request = ForgetRequest(told["forget"], told["retain"], train=train, name="toy-TOFU")
-        start = LM.build(concat(train, told["holdout"]), "llama-tiny", vocab_size=512, max_length=96, seed=seed)
-        recipe = Recipe(steps=max(60, round(400 * scale)), lr=5e-3, batch_size=64, seed=seed)
+        start = LM.build(concat(train, told["holdout"]), "llama-tiny", vocab_size=512, max_length=128, seed=seed)
+        recipe = Recipe(steps=max(60, round(300 * scale)), lr=6e-3, batch_size=64, seed=seed)
         before = trained(start, train, recipe, progress=False)
         reference = trained(start, request.without_forget(), recipe, progress=False)
         asked = {split: world.questions(split, "held-out") for split in ("forget", "retain", "utility")}
+        asked["retain"] = asked["retain"].select(
+            range(0, len(asked["retain"]), 3)
+        )  # enough to tell, at a third the time
         return _Stage(seed, scale, request, asked, before, reference)
 
     def without_knowledge(self) -> ForgetRequest:
