@@ -46,6 +46,19 @@ def test_a_method_may_not_drop_columns_or_add_nothing(write_pool, tmp_path):
         run(lambda frame: frame, tmp_path / "pool", tmp_path / "out", workers=1, progress="")
 
 
+class Half:
+    def survey(self, frame):
+        return frame
+
+    def __call__(self, frame):
+        return keep_short(frame)
+
+
+def test_a_surveyor_that_lacks_a_part_is_refused(write_pool, tmp_path):
+    with pytest.raises(TypeError, match="Half has survey, but no gather, judge, review, notes"):
+        run(Half(), write_pool(), tmp_path / "out", workers=1, progress="")
+
+
 def test_only_kept_rows(entries, write_pool, tmp_path):
     method = MetaCLIP(metadata=entries, threshold=20)
     run(method, write_pool(), tmp_path / "all", workers=1, progress="")

@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -56,7 +56,6 @@ Outcome = tuple[Shard, int, str]  # of a task: its shard, rows done, and the err
 Method = Callable[["DataFrame"], "DataFrame"]
 
 
-@runtime_checkable
 class Surveyor(Protocol):
     """A method that judges rows by what the whole pool looks like: a map, a reduction and a second map."""
 
@@ -149,10 +148,18 @@ def run(
     if hasattr(method, "prepare"):
         method = method.prepare(parts, folder)
     job = _Job(method, folder, only_kept, {"ray": ray, "workers": workers}, broken, progress)
-    facts = job.survey(parts) if isinstance(method, Surveyor) else None
+    facts = job.survey(parts) if _surveys(method) else None
     result = job.judge(parts, facts, started)
     write_json(folder / "curation.json", result.to_json())
     return result
+
+
+def _surveys(method: Any) -> bool:
+    """Is it a `Surveyor`?  One that lacks a part must not pass for a method of one pass."""
+    missing = [name for name in ("gather", "judge", "review", "notes") if not hasattr(method, name)]
+    if hasattr(method, "survey") and missing:
+        raise TypeError(f"{type(method).__name__} has survey, but no {', '.join(missing)}")
+    return hasattr(method, "survey")
 
 
 @dataclass
