@@ -151,6 +151,7 @@ def test_chunks_change_neither_values_nor_gradients(
         return value.detach(), gradient(model, value)
 
     whole, whole_gradient = both()
+    monkeypatch.setattr(losses, "WHOLE_ELEMENTS", 5 * WORDS)
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 5 * WORDS)
     monkeypatch.setattr(losses, "CHUNK_ROWS", 1)
     cut, cut_gradient = both()
@@ -161,6 +162,7 @@ def test_chunks_change_neither_values_nor_gradients(
 def test_no_more_logits_are_held_than_allowed(
     llama: nn.Module, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(losses, "WHOLE_ELEMENTS", 5 * WORDS)
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 5 * WORDS)
     monkeypatch.setattr(losses, "CHUNK_ROWS", 1)
     seen: list[int] = []

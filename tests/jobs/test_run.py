@@ -105,6 +105,16 @@ def test_a_second_run_takes_finished_work_from_the_cache(files, tmp_path, monkey
     assert one.measurements == two.measurements
 
 
+def test_folds_run_the_method_on_growing_and_successive_requests(files, tmp_path):
+    out = tmp_path / "proof"
+    arguments = ["--forget", files.forget, "--retain", files.retain, "--folds", "2", "--out", str(out), *SMALL]
+    assert main(["run", *arguments]) == 0
+    evidence = Evidence.read(out)
+    assert evidence["scalability"].after is not None
+    assert len(evidence.extras["requests"]["sustainability"]["utility"]) == 3  # before, and after each request
+    assert main(["verify", str(out), "--rerun"]) == 0
+
+
 def test_compare_ranks_methods_with_tests_in_one_page(files, tmp_path, capsys):
     out = tmp_path / "compare"
     arguments = ["--forget", files.forget, "--retain", files.retain, "--methods", "npo,grad-diff", "--out", str(out)]

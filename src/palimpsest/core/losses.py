@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from palimpsest.data.batches import IGNORE, Batch
 
-CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MiB in float32
+WHOLE_ELEMENTS = 2**24  # up to so many logits (64 MiB in float32) are kept for the backward pass: computed once
+CHUNK_ELEMENTS = 2**22  # beyond that, logits held at once: 16 MiB
 CHUNK_ROWS = 256  # tokens in a chunk at least, however many words there are: below, reading the head takes longest
 
 Head = Callable[[Tensor], Tensor]  # (N, D) -> (N, V)
@@ -61,8 +62,9 @@ def per_token(
             wanted = reference.head(cast(Tensor, frozen)).float()
         return score(logits, targets, wanted)
 
-    rows = max(CHUNK_ROWS, CHUNK_ELEMENTS // (getattr(head, "out_features", None) or hidden_ND.shape[-1]))
-    if len(hidden_ND) <= rows:
+    words = getattr(head, "out_features", None) or hidden_ND.shape[-1]
+    rows = max(CHUNK_ROWS, CHUNK_ELEMENTS // words)
+    if len(hidden_ND) <= max(rows, WHOLE_ELEMENTS // words):
         values_N = values(hidden_ND, *beside)
     else:
         pieces = zip(hidden_ND.split(rows), *(part.split(rows) for part in beside), strict=True)

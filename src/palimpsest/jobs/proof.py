@@ -48,6 +48,7 @@ def measure_again(folder: Path) -> Evidence:
     from palimpsest.core import methods
     from palimpsest.core.records import Evidence
     from palimpsest.jobs import single
+    from palimpsest.jobs.attempt import examined
     from palimpsest.jobs.material import prepare
     from palimpsest.jobs.run import Run
     from palimpsest.models.lm import LM
@@ -66,4 +67,5 @@ def measure_again(folder: Path) -> Evidence:
         return single.examined(audit, single.BenchmarkOptions(**options))
     material = prepare(Run(**options))
     after = LM.load(folder / "model")
-    return audit(material.before, after, material.request, material.reference, method=stored.method)
+    info = methods.get("forget", stored.method["name"])
+    return examined(material, after, info(**stored.method["config"]), stored.method, options.get("folds", 0))

@@ -27,6 +27,7 @@ class Run(Source):
     steps: int | None = None  # the most optimiser steps; default: the method's own
     lr: float | None = None  # learning rate; default: the method's own, or tuned where the model was trained here
     lora_rank: int | None = None  # train LoRA factors of this rank instead of all weights
+    folds: int = 0  # also run the method on so many growing and successive parts of the request (MUSE's C5 and C6)
 
 
 def run(options: Run) -> int:
@@ -35,7 +36,7 @@ def run(options: Run) -> int:
     infos = chosen_methods("forget", options.method or ("npo" if options.forget else WORLD_METHODS))
     _check_out(Path(options.out))
     material = prepare(options)
-    attempts = attempt_all(infos, overrides(options), material)
+    attempts = attempt_all(infos, overrides(options), material, folds=options.folds)
     best = choose(attempts)
     evidence = as_one(best, attempts)
     write_proof(evidence, Path(options.out), options, best.lm)
