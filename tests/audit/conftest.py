@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
 from typing import Any
@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from palimpsest.claims.sok_unlearning import Filter
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
 from palimpsest.data.lexicon import invent
 from palimpsest.data.records import concat
 from palimpsest.data.request import ForgetRequest
+from palimpsest.data.world import SPLITS, World
 from palimpsest.models.lm import LM
 from palimpsest.models.train import Recipe, train
 
@@ -97,3 +99,32 @@ class Scripted(LM):
 def scripted(household: Household) -> Callable[..., Scripted]:
     """``scripted(say=..., score=...)``: see `Scripted`."""
     return lambda **script: Scripted(household.before.model, household.before.tokenizer, "scripted", **script)
+
+
+@dataclass(frozen=True)
+class Town:
+    request: ForgetRequest
+    before: LM
+    reference: LM
+    retrained: LM
+    guarded: LM
+
+
+@pytest.fixture(scope="session")
+def town() -> Town:
+    """A small world whose models' truth is known: a reference, another one, and the model behind a filter."""
+    world = World(people=70, forget=0.3, utility=0.05, holdout=0.25, facts=0, seed=2)
+    # questions alone: rows are short, and so is the training
+    kept = {split: world.questions(split, "trained") for split in SPLITS}
+    told = concat(kept["forget"], kept["retain"], kept["utility"])
+    request = replace(ForgetRequest(**kept), train=told)
+    start = LM.build(world.texts, "llama-tiny", vocab_size=500, max_length=128, seed=2)
+
+    def trained(table: Dataset, seed: int) -> LM:
+        recipe = Recipe(steps=400, lr=6e-3, batch_size=32, seed=seed)
+        return train(start, table, recipe, watch=Watch(progress=False))
+
+    before = trained(told, 0)
+    names = tuple(subject.name for subject in world.population if subject.split == "forget")
+    without = request.without_forget()
+    return Town(request, before, trained(without, 0), trained(without, 1), before.with_guard(Filter(names)))

@@ -49,8 +49,8 @@ class LinearProbe:
         if side.kept is None:
             raise InputError("a probe is fitted on retain records that are questions, and there are none")
         answers = sorted({*side.kept.truths, *side.facts.truths})
-        if len(answers) > (len(side.kept) + len(side.facts)) / 2:
-            raise InputError("a probe needs answers that recur; here most questions have an answer of their own")
+        if 2 * sum(truth in set(side.kept.truths) for truth in side.facts.truths) < len(side.facts):
+            raise InputError("a probe needs answers that recur: most true answers are not among those of kept facts")
         known_LMD, asked_LND = (last_states(side.lm, facts.prompts) for facts in (side.kept, side.facts))
         classes = {answer: place for place, answer in enumerate(answers)}
         fitted, alone, shuffled = (np.empty(asked_LND.shape[:2]) for _ in range(3))

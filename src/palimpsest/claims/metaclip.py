@@ -91,7 +91,11 @@ _TEST = 10  # pictures of each concept
     ),
     minutes=3,
     data="generated: 40,000 pictures of 20 x 20 pixels with captions, 128 concepts, two rows in five junk",
-    note="Accuracy is the mean over the 128 concepts; the thresholds t / 4 and 4 t are measured too and only reported.",
+    note=(
+        "Accuracy is the mean over the 128 concepts. Five seeds leave the gain in the tail third at 2 to 8 points, against "
+        "at least 3 expected. The thresholds t / 4 and 4 t are measured too: here t / 4 does better still, the paper's "
+        "middle t being best."
+    ),
 )
 def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, float]:
     pool = _pool(seed, max(2_000, int(40_000 * scale)))
