@@ -49,6 +49,7 @@ def measure_again(folder: Path) -> Evidence:
     from palimpsest.core.records import Evidence
     from palimpsest.jobs import single
     from palimpsest.jobs.attempt import examined
+    from palimpsest.jobs.intruder import attacked
     from palimpsest.jobs.material import prepare
     from palimpsest.jobs.run import Run
     from palimpsest.models.lm import LM
@@ -68,4 +69,5 @@ def measure_again(folder: Path) -> Evidence:
     material = prepare(Run(**options))
     after = LM.load(folder / "model")
     info = methods.get("forget", stored.method["name"])
-    return examined(material, after, info(**stored.method["config"]), stored.method, options.get("folds", 0))
+    found = examined(material, after, info(**stored.method["config"]), stored.method, options.get("folds", 0))
+    return attacked(found, after, material) if options.get("attacks") else found

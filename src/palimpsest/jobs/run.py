@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palimpsest.jobs.compare import as_one, attempt_all, choose, chosen_methods, overrides
+from palimpsest.jobs.intruder import attacked, enough_to_attack
 from palimpsest.jobs.material import Source, prepare
 from palimpsest.jobs.proof import write_proof
 
@@ -28,6 +29,7 @@ class Run(Source):
     lr: float | None = None  # learning rate; default: the method's own, or tuned where the model was trained here
     lora_rank: int | None = None  # train LoRA factors of this rank instead of all weights
     folds: int = 0  # also run the method on so many growing and successive parts of the request (MUSE's C5 and C6)
+    attacks: bool = False  # attack the result too: is it removed, or only suppressed? (about a minute more)
 
 
 def run(options: Run) -> int:
@@ -36,9 +38,13 @@ def run(options: Run) -> int:
     infos = chosen_methods("forget", options.method or ("npo" if options.forget else WORLD_METHODS))
     _check_out(Path(options.out))
     material = prepare(options)
+    if options.attacks:
+        enough_to_attack(material)
     attempts = attempt_all(infos, overrides(options), material, folds=options.folds)
     best = choose(attempts)
     evidence = as_one(best, attempts)
+    if options.attacks:
+        evidence = attacked(evidence, best.lm, material)
     write_proof(evidence, Path(options.out), options, best.lm)
     print(f"done in {time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0

@@ -76,6 +76,7 @@ def sign(folder: str | Path, *, key: str | Path | Ed25519PrivateKey | None = Non
         "palimpsest": palimpsest.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         **{name: evidence[name] for name in _CLAIMS},
+        **_removal(evidence),
         "tolerance": TOLERANCE,
         "files": files,
         "public_key": public.hex(),
@@ -278,9 +279,19 @@ def _evidence(folder: Path, claims: Mapping[str, Any]) -> Check:
     except InputError as error:
         return Check("evidence", False, str(error))
     differing = [name for name in _CLAIMS if evidence[name] != claims[name]]
+    if _removal(evidence).get("removal") != claims.get("removal"):
+        differing.append("removal")
     if differing:
         return Check("evidence", False, f"evidence.json and the certificate differ in {', '.join(differing)}")
     return Check("evidence", True, "evidence.json says what the certificate says")
+
+
+def _removal(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict of the battery of attacks, where one was run: {"removal": {"verdict", "why", "access", ...}}."""
+    found = evidence["extras"].get("attacks")
+    if not isinstance(found, Mapping) or "verdict" not in found:
+        return {}
+    return {"removal": {name: found.get(name) for name in ("verdict", "why", "access", "held_against", "rule")}}
 
 
 def _weights(folder: Path, claims: Mapping[str, Any]) -> Check | None:

@@ -19,6 +19,7 @@ from palimpsest.core.files import sha256_of, write_text
 from palimpsest.core.records import Evidence, Measurement
 from palimpsest.report import parts, plots
 from palimpsest.report.compare import Finding, identical, labels, measurement_names, probability, unbeaten
+from palimpsest.report.intruder import intruder
 from palimpsest.report.verdict import Level, verdict
 from palimpsest.report.words import (
     DIRECTIONS,
@@ -63,6 +64,7 @@ def write(evidence: Evidence, folder: str | Path) -> Path:
         "asked": evidence.extras.get("asked") or "",
         "courses": parts.courses(evidence),
         "attacks": parts.attacks(evidence),
+        "intruder": intruder(evidence),
         "curves": parts.curves(evidence.extras.get("curves") or {}),
         "table": parts.table(evidence.extras.get("table") or ()),
         "matrix": _matrix(runs, []) if runs else None,

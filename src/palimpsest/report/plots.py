@@ -168,6 +168,29 @@ def course(rows: Sequence[float], lines: Mapping[str, Sequence[float]], key: str
     return _svg(figure, key, title, f"After {', '.join(f'{row:g}' for row in rows)} records forgotten: {told}.")
 
 
+@_with_settings
+def trio(places: Sequence[float], lines: Mapping[str, Sequence[float]], key: str, title: str, along: str) -> str:
+    """Percentages of the models before, after and reference along steps or layers (`along` says which)."""
+    figure, axes = _canvas(480, 200, left=48, right=84, bottom=24, top=10)
+    ends = []
+    for name, values in lines.items():
+        style: dict[str, Any] = {"linewidth": 1.8 if name == "after" else 1.3, "markersize": 5}
+        colour = _STAND_INS[name]
+        face = _STAND_INS["paper"] if name == "before" else colour
+        marker = "D" if name == "reference" else "o"
+        axes.plot(places, values, color=colour, marker=marker, markerfacecolor=face, clip_on=False, **style)
+        ends.append((float(values[-1]), name, colour))
+    axes.set_ylim(-3, 103)
+    for height, (_, name, colour) in zip(_apart([end[0] for end in ends], 9.0), ends, strict=True):
+        _beside(axes, name, height, 8, color=colour)
+    axes.set_xticks(list(places), [f"{place:g}" for place in places])
+    axes.yaxis.grid(True, color=_STAND_INS["rule"], linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=_STAND_INS["muted"], pad=6)
+    told = "; ".join(f"{name} {', '.join(number(value) for value in values)}" for name, values in lines.items())
+    return _svg(figure, key, title, f"By {along} {', '.join(f'{place:g}' for place in places)}: {told}.")
+
+
 def _apart(heights: Sequence[float], least: float) -> list[float]:
     """The heights moved as little as needed upwards from the lowest so that labels do not overlap."""
     placed = list(heights)
