@@ -33,6 +33,7 @@ from palimpsest.curate.matching import Matcher, spaced
 from palimpsest.curate.workers import cores
 
 WORDS, ENTRIES, SHARD = 400_000, 500_000, 250_000
+SPREAD = 24 * SHARD  # rows of the second part: starting a process and its index takes as long as half a million
 SAMPLE = 20_000  # captions matched by the slow sides
 
 
@@ -113,7 +114,7 @@ def spread(folder: Path, rows: int) -> None:
         """A process of its own, because a process's threads stay on the cores they were started on."""
         subprocess.run([sys.executable, __file__, "--on", str(folder), str(count)], check=True)
 
-    alone, together = in_turns(lambda: on(1), lambda: on(cores()), rounds=3)
+    alone, together = in_turns(lambda: on(1), lambda: on(cores()), rounds=2)
     report(
         f"metaclip: the engine on {cores()} cores against one",
         0.9 * cores(),
@@ -219,8 +220,8 @@ def main() -> None:
             large(folder, method, rows)
         else:
             match(names, captions(vocabulary, 200_000, rng))
-            write_pool(folder, vocabulary, 8 * SHARD)
-            spread(folder, 8 * SHARD)
+            write_pool(folder, vocabulary, SPREAD)
+            spread(folder, SPREAD)
 
 
 if __name__ == "__main__":

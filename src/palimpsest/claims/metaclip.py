@@ -92,9 +92,9 @@ _TEST = 10  # pictures of each concept
     minutes=3,
     data="generated: 40,000 pictures of 20 x 20 pixels with captions, 128 concepts, two rows in five junk",
     note=(
-        "Accuracy is the mean over the 128 concepts. Five seeds leave the gain in the tail third at 2 to 8 points, against "
-        "at least 3 expected. The thresholds t / 4 and 4 t are measured too: here t / 4 does better still, the paper's "
-        "middle t being best."
+        "Accuracy is the mean over the 128 concepts. Five seeds leave the gain in the tail third at 2 to 8 points, "
+        "against at least 3 expected. The thresholds t / 4 and 4 t are measured too: here t / 4 does better still, "
+        "where the paper's middle t was best."
     ),
 )
 def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, float]:
