@@ -1,0 +1,440 @@
+"""Tasks, and streams of them: what a learner is given, one small labelled problem at a time.
+
+`Task(support, query, instruction, name)` is one problem: learn from the support, answer the query.  A `TaskStream`
+hands out tasks by number.  `Episodes` is the stream of few-shot episodes (N ways, K shots) drawn from one pool of
+`Examples`; `rows` draws hundreds of them at once as row numbers, so that an evaluation is a few array operations.
+A task is a pure function of (seed, number): neither order nor block size changes it.
+Knows nothing of learners, files or models.
+Shapes: M examples of a pool, C classes of it, E episodes, N ways, K shots, Q queries an episode in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from palimpsest.core.errors import InputError
+from palimpsest.core.seeds import numpy_rng
+
+Contexts = Literal["any", "matched", "shift", "adversarial"]
+CONTEXTS: tuple[Contexts, ...] = ("any", "matched", "shift", "adversarial")
+
+_BLOCK = 256  # episodes drawn together
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled examples of any kind.  `names[y]` is the name of a label; a label past the names is *none of them*.
+
+    `x`: an array or tensor (M, ...), or a sequence of M things (texts, relations, rows of a table).
+    Raises InputError where the lengths differ, a label is negative, or a number is NaN or infinite.
+    """
+
+    x: Any
+    y: np.ndarray  # (M,) int64
+    names: tuple[str, ...]
+    contexts: np.ndarray | None = None  # (M,) int64: where or how an example was seen, apart from what it is
+
+    def __post_init__(self) -> None:
+        y = np.asarray(self.y)
+        if y.size == 0:
+            y = y.astype(np.int64)
+        if y.ndim != 1 or y.dtype.kind not in "iu":
+            raise InputError(f"labels must be whole numbers, one an example, not {y.dtype} of shape {y.shape}")
+        object.__setattr__(self, "y", y.astype(np.int64))
+        for what, value in (("labels", self.y), ("contexts", self.contexts)):
+            if value is not None and len(value) != len(self.x):
+                raise InputError(f"{len(self.x)} examples but {len(value)} {what}")
+        if len(self.y) and self.y.min() < 0:
+            raise InputError(f"example {int(self.y.argmin())} has the label {self.y.min()}; labels count from 0")
+        _check_finite(self.x)
+
+    @staticmethod
+    def of(x: Any, labels: Sequence[Any] | np.ndarray, contexts: Sequence[Any] | np.ndarray | None = None) -> Examples:
+        """Examples whose labels (and contexts) are names or numbers of any kind; classes are sorted by them."""
+        names, y = np.unique(np.asarray(labels), return_inverse=True)
+        places = None if contexts is None else np.unique(np.asarray(contexts), return_inverse=True)[1]
+        return Examples(x, y.astype(np.int64), tuple(str(name) for name in names), places)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def way(self) -> int:
+        """How many classes have a name."""
+        return len(self.names)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(C,) examples of each named class."""
+        return np.bincount(self.y, minlength=self.way)[: self.way]
+
+    def take(self, rows: np.ndarray | Sequence[int]) -> Examples:
+        """The given rows, in that order, under the same names."""
+        rows = np.asarray(rows, dtype=np.int64)
+        contexts = None if self.contexts is None else self.contexts[rows]
+        return replace(self, x=pick(self.x, rows), y=self.y[rows], contexts=contexts)
+
+    def of_classes(self, names: Sequence[str]) -> Examples:
+        """The examples of the named classes only, labelled in the order given; InputError for an unknown one."""
+        places = {name: place for place, name in enumerate(self.names)}
+        missing = [name for name in names if name not in places]
+        if missing:
+            raise InputError(f"no example of the class '{missing[0]}' ({len(missing)} of {len(names)} are not there)")
+        new = np.full(max(self.way, int(self.y.max(initial=-1)) + 1), -1)
+        new[[places[name] for name in names]] = np.arange(len(names))
+        rows = np.flatnonzero(new[self.y] >= 0)
+        return replace(self.take(rows), y=new[self.y[rows]], names=tuple(names))
+
+
+def pick(x: Any, rows: np.ndarray) -> Any:
+    """Rows of an array, a tensor (both keep their kind; `rows` of any shape) or a sequence (a list comes back)."""
+    if isinstance(x, torch.Tensor):
+        return x[torch.from_numpy(rows)]
+    return x[rows] if isinstance(x, np.ndarray) else [x[int(row)] for row in rows]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem.  Labels count from 0 within the task; the label `way` marks a query of none of its classes.
+
+    A learner adapts to `support`, `instruction` and `unlabelled`.  Of `query` it may see the inputs, one by one, and
+    never the labels.
+    """
+
+    support: Examples
+    query: Examples
+    instruction: str = ""
+    name: str = ""
+    unlabelled: Any = None  # further inputs without labels, of the kind of support.x
+
+    @property
+    def way(self) -> int:
+        return self.support.way
+
+    def check(self) -> Task:
+        """The task itself; InputError if there is nothing to tell apart, a class has no example, or a label no name."""
+        what = self.name or "the task"
+        if self.way < 2:
+            raise InputError(f"{what} has {'one class' if self.way else 'no class'}: there is nothing to tell apart")
+        counts = self.support.counts
+        if (counts == 0).any():
+            name = self.support.names[int(np.flatnonzero(counts == 0)[0])]
+            raise InputError(f"{what}: the class '{name}' has no example in the support")
+        for part, y, most in (("support", self.support.y, self.way - 1), ("query", self.query.y, self.way)):
+            if len(y) and y.max() > most:
+                found = f"example {int(y.argmax())} of the {part} has the label {y.max()}"
+                raise InputError(f"{what}: {found}, which is not among the {self.way} classes of the support")
+        return self
+
+
+class TaskStream:
+    """Tasks by number.  `len` is one pass; `task` answers any number: a finite stream begins anew, others go on."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def task(self, index: int) -> Task:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Task]:
+        return (self.task(index) for index in range(len(self)))
+
+
+@dataclass(frozen=True)
+class Tasks(TaskStream):
+    """A finite stream: the tasks of a continual protocol, a benchmark, a set of instructions."""
+
+    tasks: tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        if not self.tasks:
+            raise InputError("a stream without tasks")
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def task(self, index: int) -> Task:
+        return self.tasks[index % len(self.tasks)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """E episodes as row numbers: `support` of the pool, `query` of the pool that queries come from."""
+
+    support: np.ndarray  # (E, N, K)
+    query: np.ndarray  # (E, Q)
+    labels: np.ndarray  # (E, Q): 0 to N-1, or N for none of the episode's classes
+    classes: np.ndarray  # (E, N): the pool's labels
+
+    def __len__(self) -> int:
+        return len(self.support)
+
+    def __getitem__(self, part: slice) -> Rows:
+        return Rows(self.support[part], self.query[part], self.labels[part], self.classes[part])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes(TaskStream):
+    """N-way K-shot episodes from a pool: classes, then examples, drawn without replacement.
+
+    - `queries` are those of each class; `nota` is the share of *all* queries that belong to none of the episode's
+      classes (FewRel's toolkit counts otherwise), drawn evenly from the classes left over.
+    - `query_from`: another pool with the same class names: support from one domain, queries from the other.
+    - `contexts` (needs `pool.contexts`): "any" ignores them; otherwise the support of each class comes from one context
+      of its own, and its queries from the same ("matched"), from the contexts of the episode's classes alike ("shift"),
+      or from any context but its own ("adversarial").
+
+    Raises InputError at once for a pool that cannot fill an episode, naming what is short.
+    """
+
+    pool: Examples
+    way: int = 5
+    shot: int = 1
+    queries: int = 15
+    nota: float = 0.0
+    query_from: Examples | None = None
+    contexts: Contexts = "any"
+    count: int = 600  # episodes of one pass
+    seed: int = 0
+    _last: dict[int, Rows] = field(default_factory=dict, repr=False, compare=False)  # the block drawn last
+
+    def __post_init__(self) -> None:
+        for name, value in (("way", self.way), ("shot", self.shot), ("queries", self.queries), ("count", self.count)):
+            if value < (2 if name == "way" else 1):
+                raise InputError(f"{name} must be at least {2 if name == 'way' else 1}, not {value}")
+        if not 0 <= self.nota < 1:
+            raise InputError(f"nota is a share of the queries, 0 to below 1, not {self.nota}")
+        if self.contexts not in CONTEXTS:
+            raise InputError(f"contexts must be one of {', '.join(CONTEXTS)}, not '{self.contexts}'")
+        if self.contexts != "any" and (self.pool.contexts is None or self.query_from is not None):
+            raise InputError(f"contexts='{self.contexts}' needs one pool, with a context for each example")
+        object.__setattr__(self, "_last", {})
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        spare = self.way + (self.nota > 0)
+        if self.pool.way < spare:
+            extra = f" and one more for queries of none of them (nota={self.nota})" if self.nota else ""
+            raise InputError(f"{self.way} ways need {self.way} classes{extra}; the pool has {self.pool.way}")
+        if self.query_from is not None and self.query_from.names != self.pool.names:
+            raise InputError("query_from must have the very classes of the pool, in the same order")
+        apart = self.query_from is not None
+        for pool, needed, words in (
+            (self.pool, self.shot + (0 if apart else self.queries), f"{self.shot} shots"),
+            (self.query_from or self.pool, self.queries + (0 if apart else self.shot), f"{self.queries} queries"),
+        ):
+            if (pool.counts < needed).any():
+                short = int(pool.counts.argmin())
+                words = words if apart else f"{self.shot} shots and {self.queries} queries"
+                raise InputError(
+                    f"the class '{pool.names[short]}' has {pool.counts[short]} examples; {words} need {needed}"
+                )
+        if self.contexts != "any":
+            self._cells  # noqa: B018  (its checks are wanted now, not at the first draw)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def strangers(self) -> int:
+        """Queries an episode of none of its classes."""
+        return round(self.nota / (1 - self.nota) * self.way * self.queries)
+
+    def over(self, x: Any, query_x: Any = None) -> Episodes:
+        """The very same episodes over other inputs of the same examples, such as their features."""
+        other = self.query_from
+        if other is not None:
+            if query_x is None:
+                raise InputError("queries come from another pool: give its inputs as well")
+            other = replace(other, x=query_x)
+        return replace(self, pool=replace(self.pool, x=x), query_from=other)
+
+    def task(self, index: int) -> Task:
+        return self.task_of(self.rows(index, 1), index)
+
+    def task_of(self, rows: Rows, index: int) -> Task:
+        """The one episode in `rows` as a `Task`."""
+        names = tuple(self.pool.names[label] for label in rows.classes[0])
+        labels = np.repeat(np.arange(self.way), self.shot)
+        support = replace(self.pool.take(rows.support.reshape(-1)), y=labels, names=names)
+        query = replace((self.query_from or self.pool).take(rows.query[0]), y=rows.labels[0], names=names)
+        return Task(support, query, name=f"episode {index}")
+
+    def rows(self, first: int, count: int) -> Rows:
+        """The episodes `first` to `first + count - 1` at once."""
+        if first < 0 or count < 1:
+            raise InputError(f"no episodes {first} to {first + count - 1}")
+        pieces = []
+        for block in range(first // _BLOCK, (first + count - 1) // _BLOCK + 1):
+            start = block * _BLOCK
+            pieces.append(self._block(block)[max(first - start, 0) : first + count - start])
+        if len(pieces) == 1:
+            return pieces[0]
+        parts = ("support", "query", "labels", "classes")
+        return Rows(*(np.concatenate([getattr(piece, part) for piece in pieces]) for part in parts))
+
+    def _block(self, block: int) -> Rows:
+        if block not in self._last:
+            rng = numpy_rng(self.seed, "episodes", block)
+            self._last.clear()
+            self._last[block] = self._draw(rng) if self.contexts == "any" else self._draw_in_contexts(rng)
+        return self._last[block]
+
+    @cached_property
+    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pool's rows sorted by class, and where each class starts."""
+        return _sorted_by(self.pool.y, self.pool.way)
+
+    @cached_property
+    def _queries_by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._by_class if self.query_from is None else _sorted_by(self.query_from.y, self.query_from.way)
+
+    def _draw(self, rng: np.random.Generator) -> Rows:
+        order = rng.random((_BLOCK, self.pool.way)).argsort(axis=1)
+        classes = order[:, : self.way]
+        if self.query_from is None:
+            both = _distinct(rng, self._by_class, classes, self.shot + self.queries)
+            support, query = both[..., : self.shot], both[..., self.shot :]
+        else:
+            support = _distinct(rng, self._by_class, classes, self.shot)
+            query = _distinct(rng, self._queries_by_class, classes, self.queries)
+        return self._assembled(rng, support, query, order)
+
+    def _assembled(self, rng: np.random.Generator, support: np.ndarray, query: np.ndarray, order: np.ndarray) -> Rows:
+        """The block with its queries in one line, those of other classes at its end."""
+        labels = np.repeat(np.arange(self.way), self.queries)[None].repeat(_BLOCK, axis=0)
+        query = query.reshape(_BLOCK, -1)
+        if self.strangers:
+            others = order[:, self.way :]
+            each = -(-self.strangers // others.shape[1])  # the classes left over take turns
+            strange = _distinct(rng, self._queries_by_class, others, each)
+            strange = strange.transpose(0, 2, 1).reshape(_BLOCK, -1)[:, : self.strangers]
+            query = np.concatenate([query, strange], axis=1)
+            labels = np.concatenate([labels, np.full_like(strange, self.way)], axis=1)
+        return Rows(support, query, labels, order[:, : self.way])
+
+    @cached_property
+    def _cells(self) -> list[dict[int, np.ndarray]]:
+        """Of each class: its contexts, with the rows of each."""
+        assert self.pool.contexts is not None
+        needed = self.shot + (self.queries if self.contexts == "matched" else 0)
+        cells: list[dict[int, np.ndarray]] = []
+        for label, name in enumerate(self.pool.names):
+            rows = np.flatnonzero(self.pool.y == label)
+            found = {int(c): rows[self.pool.contexts[rows] == c] for c in np.unique(self.pool.contexts[rows])}
+            away = max((len(rows) - len(cell) for cell in found.values() if len(cell) >= needed), default=0)
+            if all(len(cell) < needed for cell in found.values()):
+                most = max(map(len, found.values()))
+                raise InputError(f"the class '{name}' has at most {most} examples in one context; wanted {needed}")
+            if self.contexts == "adversarial" and away < self.queries:
+                raise InputError(
+                    f"the class '{name}' has {away} examples outside its context; {self.queries} queries need more"
+                )
+            cells.append(found)
+        return cells
+
+    def _draw_in_contexts(self, rng: np.random.Generator) -> Rows:
+        order = rng.random((_BLOCK, self.pool.way)).argsort(axis=1)
+        drawn = [self._episode_in_contexts(rng, classes) for classes in order[:, : self.way]]
+        support, query = (np.stack(part) for part in zip(*drawn, strict=True))
+        return self._assembled(rng, support, query, order)
+
+    def _episode_in_contexts(self, rng: np.random.Generator, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, K) support and (N, queries) rows; contexts differ between the classes wherever they can."""
+        needed = self.shot + (self.queries if self.contexts == "matched" else 0)
+        chosen: list[int] = []
+        for label in classes:
+            cells = self._cells[label]
+            rows = sum(map(len, cells.values()))
+            fit = [c for c, cell in cells.items() if len(cell) >= needed]
+            if self.contexts == "adversarial":
+                fit = [c for c in fit if rows - len(cells[c]) >= self.queries]
+            chosen.append(int(rng.choice([c for c in fit if c not in chosen] or fit)))
+        support, query = [], []
+        for label, context in zip(classes, chosen, strict=True):
+            cells = self._cells[label]
+            own = rng.permutation(cells[context])
+            support.append(own[: self.shot])
+            left = {c: rng.permutation(cell) for c, cell in cells.items() if c != context}
+            if self.contexts == "matched":
+                query.append(own[self.shot : needed])
+            elif self.contexts == "adversarial":
+                query.append(rng.permutation(np.concatenate(list(left.values())))[: self.queries])
+            else:
+                left[context] = own[self.shot :]
+                query.append(self._evenly(rng, left, chosen))
+        return np.stack(support), np.stack(query)
+
+    def _evenly(self, rng: np.random.Generator, left: dict[int, np.ndarray], chosen: list[int]) -> np.ndarray:
+        """`queries` rows, as evenly as they last from the `chosen` contexts; the rest from any other."""
+        ranks = [
+            (place, c not in chosen, rng.random(), row) for c, rows in left.items() for place, row in enumerate(rows)
+        ]
+        within = sorted((rank for rank in ranks if not rank[1]), key=lambda rank: (rank[0], rank[2]))
+        beyond = sorted((rank for rank in ranks if rank[1]), key=lambda rank: rank[2])
+        return np.array([rank[3] for rank in (within + beyond)[: self.queries]])
+
+
+def split_classes(
+    examples: Examples, *, train: float = 0.64, valid: float = 0.16, seed: int = 0
+) -> tuple[Examples, Examples | None, Examples]:
+    """Pools of disjoint classes to meta-train on, to tune on (None if `valid` is 0) and to test on.
+
+    The shares are miniImageNet's.  Raises InputError where a part that is wanted would have fewer than 2 classes.
+    """
+    if not (0 < train < 1 and 0 <= valid < 1 and train + valid < 1):
+        raise InputError(f"train={train} and valid={valid} must be shares that leave some classes to test on")
+    order = numpy_rng(seed, "classes").permutation(examples.way)
+    ends = np.round(np.cumsum([train, valid]) * examples.way).astype(int)
+    parts = [np.sort(part) for part in np.split(order, ends)]
+    for name, part in zip(("train", "valid", "test"), parts, strict=True):
+        if len(part) < 2 and (name != "valid" or valid > 0):
+            raise InputError(
+                f"{examples.way} classes leave {len(part)} for {name}: wanted at least 2 (split otherwise)"
+            )
+    pools = [examples.of_classes([examples.names[label] for label in part]) for part in parts]
+    return pools[0], pools[1] if valid > 0 else None, pools[2]
+
+
+def _sorted_by(y: np.ndarray, way: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(y, kind="stable")
+    return order, np.searchsorted(y[order], np.arange(way + 1))
+
+
+def _distinct(
+    rng: np.random.Generator, by_class: tuple[np.ndarray, np.ndarray], classes: np.ndarray, wanted: int
+) -> np.ndarray:
+    """(..., wanted) different rows of each of `classes` (...), uniformly.
+
+    The j-th draw is a rank among the rows not yet taken; stepping over the taken ones, in rising order, gives a place.
+    """
+    order, starts = by_class
+    sizes = (starts[1:] - starts[:-1])[classes]
+    if (sizes < wanted).any():
+        raise InputError(f"a class has {sizes.min()} examples; wanted {wanted} different ones")
+    places = np.floor(rng.random((*classes.shape, wanted)) * (sizes[..., None] - np.arange(wanted))).astype(np.int64)
+    taken = places[..., :1].copy()
+    for j in range(1, wanted):
+        place = places[..., j]
+        for t in range(j):
+            place += taken[..., t] <= place
+        taken = np.sort(np.concatenate([taken, place[..., None]], axis=-1), axis=-1)
+    return order[starts[:-1][classes][..., None] + places]
+
+
+def _check_finite(x: Any) -> None:
+    if isinstance(x, torch.Tensor) and x.is_floating_point():
+        bad = torch.nonzero(~torch.isfinite(x.flatten(1) if x.ndim > 1 else x[:, None]).all(dim=1))
+    elif isinstance(x, np.ndarray) and x.dtype.kind == "f":
+        bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)) if len(x) else np.empty(0)
+    else:
+        return
+    if len(bad):
+        raise InputError(f"example {int(bad[0])} has a value that is NaN or infinite ({len(bad)} such examples)")

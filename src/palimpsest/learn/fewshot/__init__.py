@@ -1,0 +1,1 @@
+"""Learners of few-shot episodes."""
