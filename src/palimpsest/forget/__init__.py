@@ -13,6 +13,7 @@ from palimpsest.forget.in_context import Guardrail, InContext
 from palimpsest.forget.key_space import KeySpaceDetection
 from palimpsest.forget.kga import KGA
 from palimpsest.forget.merge import TaskVector
+from palimpsest.forget.o3 import O3
 from palimpsest.forget.preference import NPO, IdkDPO, Relabel, SimNPO
 from palimpsest.forget.retrain import Retrain
 from palimpsest.forget.rmu import RMU
@@ -28,6 +29,7 @@ __all__ = [
     "KGA",
     "LLMU",
     "NPO",
+    "O3",
     "RMU",
     "UNDIAL",
     "UOE",

@@ -308,7 +308,7 @@ def _scopes(lm: LM) -> tuple[Scope, ...]:
     return lm.guard.scopes
 
 
-def _halved(text: str) -> tuple[str, str]:
+def halved(text: str) -> tuple[str, str]:
     ends = [word.end() for word in re.finditer(r"\S+", text)]
     if len(ends) < 2:
         return text, ""
@@ -320,7 +320,7 @@ def _texts(lm: LM, table: Dataset) -> list[str]:
     """What the gate learns from: prompts, and of documents the beginning and the whole."""
     texts = []
     for prompt, completion in lm.pairs(table):
-        texts += [prompt] if prompt else [_halved(completion)[0], completion]
+        texts += [prompt] if prompt else [halved(completion)[0], completion]
     found = [text for text in dict.fromkeys(texts) if text.strip()]
     if not found:
         raise InputError("there is no text among the records, so nothing to tell what must go by")
@@ -331,7 +331,7 @@ def _questions(lm: LM, table: Dataset, most: int, seed: int) -> list[Question]:
     """At most `most` seeded questions of a table with their options; of documents, if there are no others."""
     pairs = lm.pairs(table)
     if not any(prompt for prompt, _ in pairs):
-        pairs = [_halved(text) for _, text in pairs]
+        pairs = [halved(text) for _, text in pairs]
     given = table["options"] if "options" in table.column_names else [None] * len(pairs)
     rows = [row for row, (prompt, completion) in enumerate(pairs) if prompt.strip() and completion.strip()]
     order = numpy_rng(seed, "questions").permutation(len(rows))
