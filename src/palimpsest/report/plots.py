@@ -191,6 +191,41 @@ def trio(places: Sequence[float], lines: Mapping[str, Sequence[float]], key: str
     return _svg(figure, key, title, f"By {along} {', '.join(f'{place:g}' for place in places)}: {told}.")
 
 
+@dataclass(frozen=True)
+class Line:
+    """One line of a `sweep`."""
+
+    name: str
+    values: Sequence[float]
+    role: str = "after"  # ink | muted | before | after | reference: its colour
+    dashed: bool = False
+
+
+@_with_settings
+def sweep(
+    settings: Sequence[str], lines: Sequence[Line], key: str, title: str, *, along: str, level: float | None = None
+) -> str:
+    """Percentages over a row of settings, evenly spaced (`along` says of what); `level`: a rule, such as chance."""
+    figure, axes = _canvas(480, 220, left=48, right=132, bottom=40, top=10)
+    places = range(len(settings))
+    if level is not None:
+        axes.axhline(level, color=_STAND_INS["muted"], linewidth=1, dashes=(1.5, 2))
+    for line in lines:
+        style: dict[str, Any] = {"dashes": (4, 2)} if line.dashed else {"marker": "o", "markersize": 5}
+        axes.plot(places, line.values, color=_STAND_INS[line.role], linewidth=1.3 if line.dashed else 1.8, **style)
+    axes.set_ylim(-3, 103)
+    for height, line in zip(_apart([float(line.values[-1]) for line in lines], 8.0), lines, strict=True):
+        _beside(axes, line.name, height, 8, color=_STAND_INS[line.role])
+    axes.set_xticks(list(places), list(settings))
+    axes.set_xlabel(along, color=_STAND_INS["muted"])
+    axes.yaxis.grid(True, color=_STAND_INS["rule"], linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=_STAND_INS["muted"], pad=6)
+    told = "; ".join(f"{line.name} {', '.join(number(value) for value in line.values)}" for line in lines)
+    chance = "" if level is None else f" The dotted rule is at {number(level)}."
+    return _svg(figure, key, title, f"By {along}, {', '.join(settings)}: {told}.{chance}")
+
+
 def _apart(heights: Sequence[float], least: float) -> list[float]:
     """The heights moved as little as needed upwards from the lowest so that labels do not overlap."""
     placed = list(heights)

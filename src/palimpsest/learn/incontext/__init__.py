@@ -1,0 +1,1 @@
+"""Learning without changing a weight: what stands in the context decides the answer."""
