@@ -12,9 +12,12 @@ os.environ.update(  # before torch, transformers and datasets are imported anywh
     TOKENIZERS_PARALLELISM="false",
 )
 
+import signal
 from pathlib import Path
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits an ignored one
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -312,3 +313,34 @@ def test_evaluating_gives_back_every_parts_mode(llama: nn.Module) -> None:
         assert not torch.is_grad_enabled()
     assert [module.training for module in llama.modules()] == before
     llama.eval()
+
+
+@pytest.mark.parametrize("cached", [losses.CACHED_ELEMENTS, 2 * WORDS])
+def test_log_probabilities_have_a_right_gradient_of_every_order(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CACHED_ELEMENTS", cached)  # some rows at once, or all
+    torch.manual_seed(0)
+    logits = torch.randn(5, WORDS, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, WORDS, (5,))
+
+    def picked(logits: Tensor) -> Tensor:
+        return losses._LogProbability.apply(logits, targets)[0]
+
+    def both(logits: Tensor) -> tuple[Tensor, Tensor]:
+        return losses._LogProbability.apply(logits, targets)
+
+    assert torch.autograd.gradcheck(picked, logits)
+    assert torch.autograd.gradcheck(both, logits)
+    assert torch.autograd.gradgradcheck(picked, logits)
+    (plain,) = torch.autograd.grad((-F.cross_entropy(logits, targets, reduction="none")).pow(3).sum(), logits)
+    (ours,) = torch.autograd.grad(picked(logits).pow(3).sum(), logits)
+    torch.testing.assert_close(ours, plain)
+    stacked = torch.stack([logits.detach(), 2 * logits.detach()])
+    for_each = torch.func.vmap(torch.func.grad(lambda one: picked(one).pow(3).sum()))(stacked)
+    torch.testing.assert_close(for_each[0], plain)
+
+
+def test_a_gradient_taken_twice_is_the_same() -> None:
+    logits, targets = torch.randn(3, WORDS, requires_grad=True), torch.tensor([1, 2, 3])
+    total = losses._LogProbability.apply(logits, targets)[0].sum()
+    first, second = (torch.autograd.grad(total, logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)

@@ -271,8 +271,10 @@ class _Run:
         parameters = [p for group in self.adamw.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if self.recipe.clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, norm)
+        clip = self.recipe.clip
+        if clip is None or (norm.device.type == "cpu" and float(norm) < 0.99 * clip):  # would multiply by exactly 1
+            return norm
+        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
         return norm
 
     def _read(self, asked: bool, bar: Progress) -> bool:

@@ -23,6 +23,8 @@ WHOLE_ELEMENTS = 2**24  # up to so many logits (64 MiB in float32) are kept for 
 CHUNK_ELEMENTS = 2**22  # beyond that, logits held at once: 16 MiB
 CHUNK_ROWS = 256  # tokens in a chunk at least, however many words there are: below, reading the head takes longest
 
+CACHED_ELEMENTS = 2**19  # float32 numbers that stay in a core's cache from one pass over them to the next
+
 Head = Callable[[Tensor], Tensor]  # (N, D) -> (N, V)
 _split: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
@@ -75,7 +77,7 @@ def per_token(
 
 def token_logprobs(model: nn.Module, batch: Batch) -> Tensor:
     """Log-probability of each labelled token, (B, T-1) float32; 0 where there is no label."""
-    return per_token(model, batch, lambda logits, targets: -F.cross_entropy(logits, targets, reduction="none"))
+    return per_token(model, batch, lambda logits, targets: _LogProbability.apply(logits, targets)[0])
 
 
 def sequence_logprobs(model: nn.Module, batch: Batch) -> Tensor:
@@ -153,7 +155,9 @@ def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, Head]:
     head = head_of(model)
     if isinstance(head, nn.Identity):
         return model(**arguments).logits[:, :-1][predicts], head
-    return _decoder_and_head(model)[0](**arguments).last_hidden_state[:, :-1][predicts], head
+    hidden_BTD = _decoder_and_head(model)[0](**arguments).last_hidden_state
+    places = F.pad(predicts, (0, 1)).flatten().nonzero().squeeze(1)  # index_select: a mask's backward pass would sort
+    return hidden_BTD.flatten(0, 1).index_select(0, places), head
 
 
 def inputs_of(batch: Batch) -> dict[str, Any]:
@@ -186,6 +190,45 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+class _LogProbability(torch.autograd.Function):
+    """(log-probability of each target (N,), all log-probabilities (N, V)) from logits (N, V) and targets (N,).
+
+    The backward pass writes (N, V) once, where that of log-softmax and a choice from it fills, scatters and reads an
+    array of that size before.  Where a graph of the gradient is wanted it is made of differentiable operations: the
+    second output is there so that the saved log-probabilities have a derivative themselves.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs_NV = logits.log_softmax(-1)
+        return logprobs_NV.gather(-1, targets[:, None]).squeeze(-1), logprobs_NV
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, picked_N: Tensor | None, whole_NV: Tensor | None) -> tuple[Tensor | None, None]:
+        logprobs_NV, targets = ctx.saved_tensors
+        if whole_NV is not None:
+            if picked_N is not None:
+                whole_NV = whole_NV.scatter_add(-1, targets[:, None], picked_N[:, None])
+            return whole_NV - logprobs_NV.exp() * whole_NV.sum(-1, keepdim=True), None
+        if picked_N is None:
+            return None, None
+        if torch.is_grad_enabled():
+            spread_NV = -picked_N[:, None] * logprobs_NV.exp()
+            return spread_NV.scatter_add(-1, targets[:, None], picked_N[:, None]), None
+        found_NV, rows = torch.empty_like(logprobs_NV), max(1, CACHED_ELEMENTS // logprobs_NV.shape[-1])
+        pieces = (found_NV.split(rows), logprobs_NV.split(rows), picked_N.neg()[:, None].split(rows))
+        for out, logprobs, factor in zip(*pieces, strict=True):
+            torch.exp(logprobs, out=out).mul_(factor)
+        return found_NV.scatter_add_(-1, targets[:, None], picked_N[:, None]), None
 
 
 def _decoder_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
