@@ -19,11 +19,13 @@ from palimpsest.core import losses
 from palimpsest.core import reference as frozen
 from palimpsest.core.errors import InputError
 from palimpsest.core.methods import config_of
-from palimpsest.core.seeds import derive, seed_everything
+from palimpsest.core.seeds import derive
 from palimpsest.core.watch import Watch
 from palimpsest.data.batches import Batch, Batches, Encoded, Together
 from palimpsest.data.records import content_hashes
-from palimpsest.models.anatomy import own_weights, same_weights, sharing_copy
+from palimpsest.models import adapt
+from palimpsest.models.adapt import check_vocabulary as check_vocabulary
+from palimpsest.models.adapt import finished as finished
 from palimpsest.models.storage import merged
 
 if TYPE_CHECKING:
@@ -229,42 +231,8 @@ def plain(lm: LM) -> LM:
 
 
 def trainable_copy(budget: Budget, lm: LM) -> nn.Module:
-    """A float32 copy of a `plain` model, every weight trainable.
-
-    With `lora_rank`, fresh LoRA factors on every matrix of its layers instead: the weights under them are `lm`'s own.
-    """
-    if budget.lora_rank == 0:
-        return lm.copy().model.float().requires_grad_(True)
-    from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
-
-    model = sharing_copy(lm.model)
-    seed_everything(budget.seed, "lora")
-    adapter = LoraConfig(
-        r=budget.lora_rank,
-        lora_alpha=2 * budget.lora_rank,
-        target_modules="all-linear",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():  # peft 0.21 reads an attribute that transformers 5.24 has deprecated
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, adapter)
-
-
-def finished(lm: LM, work: nn.Module) -> LM:
-    """The trained copy as an `LM`: adapters merged, on the device and in the precision of the starting model."""
-    model: Any = work
-    if hasattr(work, "peft_config"):
-        model = work.merge_and_unload(safe_merge=True)  # type: ignore[operator]  # safe: not into shared memory
-        own_weights(model, lm.model)
-    kinds = {name: p.dtype for name, p in lm.model.named_parameters()}
-    for name, p in model.named_parameters():
-        p.data = p.data.to(kinds[name])
-    model = model.to(lm.device).requires_grad_(True).eval()
-    if same_weights(model, lm.model):
-        raise InputError("the method changed no weight: raise lr, steps or epochs")
-    return replace(lm, model=model)
+    """A float32 copy of a `plain` model, every weight trainable, or with `lora_rank` fresh LoRA factors only."""
+    return adapt.trainable_copy(lm, rank=budget.lora_rank, alpha=2 * budget.lora_rank, seed=budget.seed)
 
 
 def _retain_term(budget: Regularised, lm: LM, retain: Encoded) -> Callable[[nn.Module, Batch], Tensor]:
@@ -302,9 +270,3 @@ def is_set(method: Any, name: str) -> bool:
     """Whether a hyper-parameter is other than its default."""
     default = next(field.default for field in fields(method) if field.name == name)
     return getattr(method, name) != default
-
-
-def check_vocabulary(one: LM, other: LM) -> None:
-    """Raise `InputError` unless two models read the same tokens."""
-    if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
-        raise InputError(f"the models {one.source or 'one'} and {other.source or 'other'} have different vocabularies")

@@ -50,7 +50,7 @@ def load_model(
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write weights, config, generation config and tokenizer into a folder."""
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -101,7 +101,7 @@ def _check_weights(folder: Path, files: list[str]) -> None:
 def _load_weights(name: str, dtype: str | torch.dtype | None, options: dict[str, Any]) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    with _quiet(), _input_errors(name):
+    with quiet(), _input_errors(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype="auto" if dtype is None else dtype,
@@ -119,7 +119,7 @@ def _load_weights(name: str, dtype: str | torch.dtype | None, options: dict[str,
 def _load_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
-    with _quiet(), _input_errors(name):
+    with quiet(), _input_errors(name):
         tokenizer: Any = AutoTokenizer.from_pretrained(name, **options)
     if not tokenizer.is_fast:
         raise InputError(f"{name}: its tokenizer is not a fast one, so characters cannot be traced to tokens")
@@ -145,7 +145,7 @@ def _load_adapter(
         raise InputError(f"{folder}/adapter_config.json does not name its base model")
     base = folder / base_name if (folder / base_name).is_dir() else base_name
     model, tokenizer = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code)
-    with _quiet(), _input_errors(str(folder)):
+    with quiet(), _input_errors(str(folder)):
         with safe_open(folder / "adapter_model.safetensors", "pt") as saved:
             names = saved.keys()
             given = {name: tuple(saved.get_slice(name).get_shape()) for name in names}
@@ -185,7 +185,7 @@ def _input_errors(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without loading bars, tables and warnings: what they would say of keys is checked here, and raised."""
     from transformers.utils import logging
 
