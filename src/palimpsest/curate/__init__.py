@@ -7,10 +7,24 @@ imported.
 
 from palimpsest.curate.dsir import DSIR
 from palimpsest.curate.engine import Curation, run
+from palimpsest.curate.lightreasoner import LightReasoner
 from palimpsest.curate.meta_rater import MetaRater
 from palimpsest.curate.metaclip import MetaCLIP
 from palimpsest.curate.pool import read
 from palimpsest.curate.raters import Classifier, Perplexity
 from palimpsest.curate.signals import Signals
+from palimpsest.curate.storm import Storm
 
-__all__ = ["DSIR", "Classifier", "Curation", "MetaCLIP", "MetaRater", "Perplexity", "Signals", "read", "run"]
+__all__ = [
+    "DSIR",
+    "Classifier",
+    "Curation",
+    "LightReasoner",
+    "MetaCLIP",
+    "MetaRater",
+    "Perplexity",
+    "Signals",
+    "Storm",
+    "read",
+    "run",
+]
