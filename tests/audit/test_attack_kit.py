@@ -11,13 +11,14 @@ import torch
 from palimpsest.audit import outsider, sequence
 from palimpsest.audit.attack import Side
 from palimpsest.audit.facts import facts_of, known
-from palimpsest.audit.probes import LinearProbe, LogitLens, _ridge, last_states, lens
+from palimpsest.audit.probes import LinearProbe, LogitLens, _ridge, lens
 from palimpsest.audit.prompting import Avoided, Demonstrations, Framed, Paraphrase, Samples
 from palimpsest.audit.quantisation import Quantisation, quantised, rounded
 from palimpsest.audit.relearning import Relearning, savings, steps_to
 from palimpsest.audit.steering import Steering, layer_states
 from palimpsest.core.errors import InputError
 from palimpsest.models.lm import LM
+from palimpsest.models.states import last_states
 
 
 @pytest.fixture(scope="module")

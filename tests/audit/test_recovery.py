@@ -24,7 +24,7 @@ def test_a_share_is_what_comes_back_of_what_was_there():
     facts = Resampled(groups, 0)
     before, reference = np.full(40, 0.9), np.full(40, 0.1)
     after = np.full(40, 0.3)
-    one = recovered("int4", after, before, reference, facts, rule=RULE)
+    one = recovered("int4", after, before, reference, facts, least=0.2)
     assert one.share == pytest.approx(0.25)
     assert (one.low, one.high) == pytest.approx((0.25, 0.25))
     assert one.power
@@ -36,9 +36,9 @@ def test_the_interval_widens_with_persons_who_differ_not_with_their_facts():
     persons = rng.random(12)
     reference, before = np.zeros(120), np.ones(120)
     together = recovered(
-        "x", np.repeat(persons, 10), before, reference, Resampled(np.repeat(np.arange(12), 10), 0), rule=RULE
+        "x", np.repeat(persons, 10), before, reference, Resampled(np.repeat(np.arange(12), 10), 0), least=0.2
     )
-    apart = recovered("x", np.repeat(persons, 10), before, reference, Resampled(np.arange(120), 0), rule=RULE)
+    apart = recovered("x", np.repeat(persons, 10), before, reference, Resampled(np.arange(120), 0), least=0.2)
     assert together.high - together.low > 2 * (apart.high - apart.low)
     assert together.share == pytest.approx(apart.share)
 
@@ -47,7 +47,7 @@ def test_facts_that_an_attack_cannot_read_are_left_out_on_all_sides():
     facts = Resampled(np.arange(20), 0)
     after, before, reference = np.full(20, 0.5), np.ones(20), np.zeros(20)
     before[:5], after[:5] = 0.0, np.nan
-    one = recovered("probe", after, before, reference, facts, rule=RULE)
+    one = recovered("probe", after, before, reference, facts, least=0.2)
     assert one.share == pytest.approx(0.5)
     assert one.facts == 15
 
@@ -55,8 +55,8 @@ def test_facts_that_an_attack_cannot_read_are_left_out_on_all_sides():
 def test_an_attack_under_which_nobody_knows_has_no_power():
     facts = Resampled(np.arange(30), 0)
     same = np.full(30, 0.2)
-    assert not recovered("int4", same, same, same, facts, rule=RULE).power
-    assert not recovered("int4", same, same + 0.1, same, facts, rule=RULE).power
+    assert not recovered("int4", same, same, same, facts, least=0.2).power
+    assert not recovered("int4", same, same + 0.1, same, facts, least=0.2).power
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_more_attacks_do_not_make_chance_look_like_suppression():
 
         def attack(name, before=before):
             guesses = (rng.random((2, 120)) < 0.125).astype(float)
-            return recovered(name, guesses[0], before, guesses[1], facts, attacks=12, rule=RULE)
+            return recovered(name, guesses[0], before, guesses[1], facts, attacks=12, least=0.2)
 
         names = ("relearning", "probe", *list(WORDS)[:10])
         called.append(decide(attack("asked"), {n: attack(n) for n in names}, 1.0, needed=NEEDED, rule=RULE).word)

@@ -46,6 +46,9 @@ class Findings:
         facts = Resampled(battery.facts.groups, battery.method.seed)
         control = Resampled(battery.control.groups, battery.method.seed, "control") if battery.control else None
         tried = max(1, len([name for name in self.readings if name not in ("asked", "speed")]))
+        rule, asked = battery.method.rule, self.readings["asked"]
+        ignorance = asked["reference"].values.mean() if "reference" in asked else battery.facts.chance
+        room = float(asked["before"].values.mean() - ignorance)
         found = {}
         for name, models in self.readings.items():
             if name == "speed":
@@ -65,7 +68,7 @@ class Findings:
                 facts,
                 control if battery.reference is None else None,
                 attacks=1 if name == "asked" else tried,
-                rule=battery.method.rule,
+                least=rule.known if name == "asked" else rule.power * room,
             )
         return found
 

@@ -10,7 +10,7 @@ Shapes: N facts, O options, M rows to fit on, L layers (0 is the embedding), D h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,8 +25,8 @@ from palimpsest.core.errors import InputError
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.data.batches import IGNORE
 from palimpsest.models.anatomy import base_of
-from palimpsest.models.encode import cut_prompt, encode_prompts
 from palimpsest.models.score import by_tokens, evaluating
+from palimpsest.models.states import decoder_of, last_states
 
 if TYPE_CHECKING:
     from palimpsest.models.lm import LM
@@ -91,37 +91,11 @@ class LogitLens:
         return Reading(chosen_on_the_other_half(values, side.facts), {"layers": values.mean(1).tolist()})
 
 
-def last_states(lm: LM, prompts: Sequence[str]) -> np.ndarray:
-    """(L, N, D) float64 hidden states at the last token of each prompt; no guard acts here."""
-    found: list[Any] = [None] * len(prompts)
-    decoder = _decoder(lm.model)
-    with evaluating(lm.model):
-        for places, tokens, last in prompt_batches(lm, prompts):
-            states = decoder(
-                input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, output_hidden_states=True
-            ).hidden_states
-            lines = torch.arange(len(places), device=lm.device)
-            for place, state in zip(places, torch.stack([h[lines, last] for h in states], 1), strict=True):
-                found[place] = state.double().cpu().numpy()
-    return np.stack(found, 1)
-
-
-def prompt_batches(lm: LM, prompts: Sequence[str]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """(places, tokens (B, T) padded on the right, positions (B,) of each prompt's last token), until all were there."""
-    ids = [cut_prompt(lm.tokenizer, row, lm.max_length) for row in encode_prompts(lm.tokenizer, prompts)]
-    lengths = np.array([len(row) for row in ids])
-    for places in by_tokens(lengths):
-        padded = np.full((len(places), int(lengths[places].max())), int(lm.tokenizer.pad_token_id or 0), dtype=np.int64)
-        for line, place in enumerate(places):
-            padded[line, : lengths[place]] = ids[place]
-        yield places, torch.as_tensor(padded, device=lm.device), torch.as_tensor(lengths[places] - 1, device=lm.device)
-
-
 def lens(lm: LM, facts: Facts) -> np.ndarray:
     """(L, N) the truth's share of all options' probability, as each layer's state would give it; no guard acts here."""
     pairs = [(prompt, option) for prompt, row in zip(facts.prompts, facts.options, strict=True) for option in row]
     encoded = lm.with_guard(None).encode(pairs)
-    decoder, norm, head = _decoder(lm.model), _final_norm(lm.model), base_of(lm.model).get_output_embeddings()
+    decoder, norm, head = decoder_of(lm.model), _final_norm(lm.model), base_of(lm.model).get_output_embeddings()
     if head is None:
         raise InputError(f"{type(lm.model).__name__} has no output head that can be addressed")
     sums: np.ndarray | None = None
@@ -147,10 +121,6 @@ def lens(lm: LM, facts: Facts) -> np.ndarray:
     return np.stack([share(row.reshape(len(facts), -1)) for row in sums])
 
 
-def _decoder(model: nn.Module) -> Any:
-    return base_of(model).base_model
-
-
 def _final_norm(model: nn.Module) -> Any:
     """The norm between the last layer and the head: the last of the decoder's own parts whose only weight is a vector.
 
@@ -159,7 +129,7 @@ def _final_norm(model: nn.Module) -> Any:
     inside = {id(part) for stack in model.modules() if isinstance(stack, nn.ModuleList) for part in stack.modules()}
     norms = [
         module
-        for module in _decoder(model).modules()
+        for module in decoder_of(model).modules()
         if id(module) not in inside
         and isinstance(weight := getattr(module, "weight", None), Tensor)
         and weight.ndim == 1

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from palimpsest.audit.attack import Access, Reading, Side
 from palimpsest.audit.facts import chosen_on_the_other_half, known
-from palimpsest.audit.probes import prompt_batches
 from palimpsest.core.errors import InputError
 from palimpsest.models.anatomy import hooked, layers, output_of, with_output
 from palimpsest.models.score import evaluating
+from palimpsest.models.states import prompt_batches
 
 if TYPE_CHECKING:
     from palimpsest.models.lm import LM

@@ -69,10 +69,9 @@ class Gate:
             )
         vectors = _encoder(encoder).embed(sides[0] + sides[1]).astype(np.float64)
         labels = np.repeat([1, 0], [len(texts) for texts in sides])
-        weights, bias = _logistic(vectors, labels, strength)
-        if not threshold:
-            seen = _held_out_probabilities(vectors, labels, strength, seed)
-            threshold = conformal_threshold(seen[labels == 1], seen[labels == 0], error=error, rule=rule)
+        weights, bias, threshold = linear_gate(
+            vectors, labels, threshold=threshold, error=error, rule=rule, strength=strength, seed=seed
+        )
         return Gate(torch.from_numpy(weights), bias, threshold, encoder)
 
     def probability(self, texts: Sequence[str]) -> np.ndarray:
@@ -81,7 +80,7 @@ class Gate:
         asked = [row for row, text in enumerate(texts) if text.strip()]
         if asked:
             vectors = _encoder(self.encoder).embed([texts[row] for row in asked]).astype(np.float64)
-            found[asked] = _sigmoid(vectors @ self.weights.numpy() + self.bias)
+            found[asked] = sigmoid(vectors @ self.weights.numpy() + self.bias)
         return found
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -97,6 +96,24 @@ class Gate:
         return Gate(tensors["weights"], settings["bias"], settings["threshold"], settings["encoder"])
 
 
+def linear_gate(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    *,
+    threshold: float = 0.0,
+    error: float = 0.05,
+    rule: Rule = "strict",
+    strength: float = 100.0,
+    seed: int = 0,
+) -> tuple[np.ndarray, float, float]:
+    """Weights (D,), bias and threshold of a gate on (N, D) vectors, labelled 1 inside the scope; see `Gate.fit`."""
+    weights, bias = _logistic(vectors, labels, strength)
+    if not threshold:
+        seen = _held_out_probabilities(vectors, labels, strength, seed)
+        threshold = conformal_threshold(seen[labels == 1], seen[labels == 0], error=error, rule=rule)
+    return weights, bias, threshold
+
+
 def conformal_threshold(inside: np.ndarray, outside: np.ndarray, *, error: float, rule: Rule) -> float:
     """The threshold on P(in scope) that class-conditional (Mondrian) conformal prediction gives.
 
@@ -105,15 +122,15 @@ def conformal_threshold(inside: np.ndarray, outside: np.ndarray, *, error: float
     smallest of the class's own.  "strict" fires where the set is {inside}, so that at most `error` of the outside texts
     fire; "cautious" fires where the set holds inside, so that at most `error` of the inside texts pass.
     """
-    inside_in_set = -_quantile(-inside, error)  # P at or above this: "inside" is in the set
+    inside_in_set = -conformal_quantile(-inside, error)  # P at or above this: "inside" is in the set
     if rule == "cautious":
         return float(np.nextafter(inside_in_set, -math.inf))
-    outside_in_set = _quantile(outside, error)  # P at or below this: "outside" is in the set
+    outside_in_set = conformal_quantile(outside, error)  # P at or below this: "outside" is in the set
     return float(max(outside_in_set, np.nextafter(inside_in_set, -math.inf)))
 
 
-def _quantile(scores: np.ndarray, error: float) -> float:
-    """The conformal quantile; with too few scores for the error asked for, the largest of them."""
+def conformal_quantile(scores: np.ndarray, error: float) -> float:
+    """The ceil((n + 1)(1 - error))-th smallest of (n,) scores; the largest, where they are too few for the error."""
     place = min(math.ceil((len(scores) + 1) * (1 - error)), len(scores))
     return float(np.sort(scores)[place - 1])
 
@@ -132,11 +149,11 @@ def _held_out_probabilities(vectors: np.ndarray, labels: np.ndarray, strength: f
     found = np.empty(len(vectors))
     for rest, fold in StratifiedKFold(_FOLDS, shuffle=True, random_state=seed).split(vectors, labels):
         weights, bias = _logistic(vectors[rest], labels[rest], strength)
-        found[fold] = _sigmoid(vectors[fold] @ weights + bias)
+        found[fold] = sigmoid(vectors[fold] @ weights + bias)
     return found
 
 
-def _sigmoid(values: np.ndarray) -> np.ndarray:
+def sigmoid(values: np.ndarray) -> np.ndarray:
     from scipy.special import expit
 
     return expit(values)
