@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
     Raises `InputError` for a model whose attention cannot be addressed.
     """
     modules = attention_modules(model)
-    before = model.config._attn_implementation  # type: ignore[union-attr]
+    before: Any = cast(Any, model).config._attn_implementation
     recorder = Recorder()
     _register()
     hooks: list[tuple[nn.Module, Callable[..., Any]]] = []

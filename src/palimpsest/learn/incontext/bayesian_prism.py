@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from palimpsest.core import bayes
 from palimpsest.core.errors import InputError, unknown
+from palimpsest.core.methods import method
 from palimpsest.core.watch import Watch
 from palimpsest.data.functions import Family, Linear
 from palimpsest.learn.learner import Learner
@@ -41,6 +42,7 @@ class Functions(Protocol):
     def __call__(self, step: int) -> dict[str, Tensor]: ...
 
 
+@method(verb="learn", paper="bayesian_prism")
 @dataclass(frozen=True)
 class BayesianPrism(Learner):
     """Train a transformer to predict a function's next value from the pairs before it.

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palimpsest.core.errors import InputError
-from palimpsest.core.seeds import derive
+from palimpsest.core.methods import method
+from palimpsest.core.seeds import derive, numpy_rng
 from palimpsest.core.watch import Watch
 from palimpsest.data.episodes import Task, TaskStream
 from palimpsest.data.projections import BaseSet, ProjectedTasks, Projections, scaled, transform
@@ -43,6 +44,7 @@ class Sequences(Protocol):
     def __call__(self, step: int) -> Batch: ...
 
 
+@method(verb="learn", paper="gpicl")
 @dataclass(frozen=True)
 class GPICL(Learner):
     """Meta-train a sequence model to predict the next label from the labelled examples before it.
@@ -127,7 +129,7 @@ class InContextClassifier:
         return self.model.config.outputs
 
     def adapt(self, task: Task) -> InContextPredictor:
-        """A predictor that answers from the task's support, its inputs scaled and projected as in training.
+        """A predictor that answers from the task's support, shuffled, scaled and projected as in training.
 
         Raises `InputError` for more classes or examples than the model was trained for, a support without example or
         spread, and inputs that are not finite numbers in rows of one length.
@@ -144,10 +146,11 @@ class InContextClassifier:
                 f"{len(support)} examples and a query need {len(support) + 1} places, but the model was trained on "
                 f"sequences of {length}: give at most {length - 1} examples, or meta-train on longer sequences"
             )
-        x = scaled(support.x, support.x)
+        order = torch.from_numpy(numpy_rng(self.learner.seed, "order").permutation(len(support)))
+        x, y = scaled(support.x, support.x)[order], torch.from_numpy(support.y)[order]
         features = self.model.config.inputs - self.classes
         matrix, _ = transform(x.shape[1], features, 1, derive(self.learner.seed, "adapt"))
-        return InContextPredictor(self, support.x, task.way, matrix, x @ matrix.T, torch.from_numpy(support.y))
+        return InContextPredictor(self, support.x, task.way, matrix, x @ matrix.T, y)
 
     def logits(self, x: Tensor, y: Tensor) -> Tensor:
         """(B, T, C): at each position the prediction for it, having seen the labels before it."""

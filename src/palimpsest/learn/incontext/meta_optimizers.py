@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palimpsest.core.errors import InputError
+from palimpsest.core.methods import method
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.learn.incontext.gpicl import GPICL
 from palimpsest.models.anatomy import base_of, hooked, layers, output_of, with_output
@@ -38,6 +39,7 @@ Labelled = Sequence[tuple[str, str]]  # (text, label word)
 TEMPLATE = "{text} Label: {label}"
 
 
+@method(verb="learn", paper="meta_optimizers")
 @dataclass(frozen=True)
 class MomentumAttention(GPICL):
     """Meta-train an in-context classifier whose attention adds a decayed sum of past values.
@@ -345,7 +347,7 @@ def _fine_tuned(model: nn.Module, texts: _Texts, lr: float, layer_causal: bool) 
             gradients = torch.autograd.grad(loss, list(masks))
             with torch.no_grad():
                 for (parameter, mask), gradient in zip(masks.items(), gradients, strict=True):
-                    parameter -= lr * (gradient if mask is None else gradient * mask)
+                    parameter.sub_(gradient if mask is None else gradient * mask, alpha=lr)
     return tuned, torch.cat(seen, dim=1)
 
 
