@@ -21,7 +21,7 @@ def result(**changes):
 
 
 def text(renderable):
-    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 (closed with the console)
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 (closed with the console)
     console.print(renderable)
     console.file.close()
     return console.export_text()
@@ -111,6 +111,7 @@ def test_the_table_shows_every_expectation_with_its_control():
         "no claim yet (1): eco",
     ):
         assert words in printed
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("holds", 0), ("unclear", 0), ("untested", 0), ("fails", 1)])

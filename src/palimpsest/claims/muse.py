@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from palimpsest.data.request import ForgetRequest
 
 STEPS = 60  # of each unlearner, at most
+PASSES = 10  # over its request, at most, as in the paper
 RATES = (1e-4, 3e-4, 1e-3)
 BATCH = 16
 FOLDS = 4
@@ -155,7 +156,7 @@ class _Stage:
         records = self.muse.samples  # all that will be asked, not only a cheap part
         until = stop_when_forgotten(self.muse, self.before, request, self.reference, every=epoch, records=records)
         for rate in RATES:
-            steps = max(epoch, round(STEPS * self.scale))
+            steps = max(epoch, min(round(STEPS * self.scale), PASSES * epoch))
             method = _UNLEARNERS[name](steps=steps, lr=rate, batch_size=BATCH, warmup_epochs=0, seed=self.seed)
             after = method(lm, request, watch=Watch(until=until, progress=False))
             if until(0, after.model):

@@ -18,6 +18,7 @@ from palimpsest.claims.definition import Verdict
 from palimpsest.core.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 Numbers = tuple[float, float | None, float | None]  # mean, low, high
@@ -129,32 +130,34 @@ def difference_table(paper: str, then: dict[str, Any], now: dict[str, Any]) -> T
     return table
 
 
-def table(results: Sequence[Result], without: Iterable[str] = ()) -> Table:
+def table(results: Sequence[Result], without: Iterable[str] = ()) -> Group:
     """The results for people: a block a claim, a line an expectation.  `without`: papers that have no claim yet."""
+    from rich.console import Group
+    from rich.text import Text
+
+    blocks: list[Any] = []
+    for result in results:
+        title = Text.assemble(
+            (result.paper, "bold"), ": ", _coloured(result.verdict), ", control ", _coloured(result.control)
+        )
+        blocks += [title, Text(result.statement), _expectations(result)]
+        blocks += [Text(result.note, style="italic")] if result.note else []
+        blocks.append(Text())
+    if without := list(without):
+        blocks.append(Text(f"no claim yet ({len(without)}): {', '.join(without)}"))
+    return Group(*blocks)
+
+
+def _expectations(result: Result) -> Table:
+    """Verdict, what was expected, and below it what was measured, of the method and of the control."""
     from rich.table import Table
     from rich.text import Text
 
-    without = list(without)
-    caption = f"no claim yet ({len(without)}): {', '.join(without)}" if without else None
-    view = Table(show_lines=False, caption=caption, caption_justify="left")
-    view.add_column("paper")
-    view.add_column("expected", ratio=3, overflow="fold")
-    view.add_column("measured (95%)", no_wrap=True)
-    view.add_column("control (95%)", no_wrap=True)
-    view.add_column("verdict")
-    for result in results:
-        view.add_section()
-        view.add_row(Text(result.paper, style="bold"), Text(result.statement), "", "", _coloured(result.verdict))
-        for outcome in result.expectations:
-            view.add_row(
-                "",
-                Text(outcome.expect),
-                _interval(outcome.mean, outcome.low, outcome.high),
-                _interval(*outcome.control),
-                _coloured(outcome.verdict),
-            )
-        if result.note:
-            view.add_row("", Text(result.note, style="italic"), "", "", "")
+    view = Table.grid(padding=(0, 2, 0, 2))
+    for outcome in result.expectations:
+        measured = _interval(outcome.mean, outcome.low, outcome.high)
+        numbers = Text(f"{measured}; control {_interval(*outcome.control)}", style="dim")
+        view.add_row(_coloured(outcome.verdict), Text(outcome.expect).append("\n").append_text(numbers))
     return view
 
 
