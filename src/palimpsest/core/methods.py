@@ -77,7 +77,9 @@ def all_methods(verb: str | None = None) -> list[MethodInfo]:
     if verb is not None and verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     for room in VERBS if verb is None else (verb,):
-        importlib.import_module(f"palimpsest.{room}")
+        package = importlib.import_module(f"palimpsest.{room}")
+        for offered in getattr(package, "__all__", ()):  # a room may import its modules only when they are asked for
+            getattr(package, offered)
     if not _entry_points_loaded:
         for entry in importlib.metadata.entry_points(group="palimpsest.methods"):
             entry.load()

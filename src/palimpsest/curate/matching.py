@@ -62,15 +62,16 @@ class Matcher:
     def __init__(self, entries: Sequence[str]):
         if not entries:
             raise InputError("the list of entries is empty; wanted at least one")
-        words: list[int] = []
-        parts: list[int] = []
-        for number, entry in enumerate(entries):
-            if not entry.strip():
-                raise InputError(f"entry {number + 1} of the list is blank; wanted a word")
-            (parts if _UNSPACED.search(entry) else words).append(number)
+        blank = next((number for number, entry in enumerate(entries) if not entry.strip()), None)
+        if blank is not None:
+            raise InputError(f"entry {blank + 1} of the list is blank; wanted a word")
+        unspaced = np.zeros(len(entries), bool)
+        if _UNSPACED.search("\n".join(entries)):
+            unspaced = np.array([bool(_UNSPACED.search(entry)) for entry in entries])
+        words, parts = np.flatnonzero(~unspaced), np.flatnonzero(unspaced)
         self.size = len(entries)
-        self._words = _Trie([entries[number] for number in words], np.array(words, np.int64)) if words else None
-        self._parts = _Parts([entries[number] for number in parts], np.array(parts, np.int64)) if parts else None
+        self._words = _Trie([entries[number] for number in words], words) if len(words) else None
+        self._parts = _Parts([entries[number] for number in parts], parts) if len(parts) else None
 
     def __call__(self, texts: pa.Array) -> pa.ListArray:
         """(N,) strings -> (N,) lists of uint32: the entries that each text contains, once each, ascending; [] for
@@ -223,6 +224,15 @@ class _Tokens:
         return same
 
 
+def _tokenised(flat: bytes) -> tuple[_Tokens, Array, Array]:
+    """The tokens of `_flat` texts, (T,) which text each is of, and (T,) whether it is the separator after one."""
+    buffer = np.frombuffer(flat, np.uint8)
+    spaces = np.flatnonzero(buffer == ord(" "))
+    starts = spaces[:-1] + 1
+    separator = buffer.take(starts) == _SEPARATOR
+    return _Tokens.of(flat, starts, np.diff(spaces) - 1), np.cumsum(separator), separator
+
+
 _FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)
 
 
@@ -230,18 +240,18 @@ class _Trie:
     """Entries with word borders: each a path of tokens."""
 
     def __init__(self, entries: Sequence[str], numbers: Array):
-        paths = [_bytes(pattern(entry)[1:-1]).split(b" ") for entry in entries]
-        vocabulary = sorted({token for path in paths for token in path}, key=lambda token: (len(token) > 8, token))
-        place = {token: number for number, token in enumerate(vocabulary)}
-        tokens = np.array([place[token] for path in paths for token in path], np.int64)
-        self._index_tokens(vocabulary)
-        depth = np.array([len(path) for path in paths])
+        flat = _flat(pa.array(entries, pa.large_string()))
+        found, row, separator = _tokenised(flat)
+        inside = np.flatnonzero(~separator)
+        row = row.take(inside)
+        tokens = self._index_tokens(found.select(inside))
+        depth = np.bincount(row, minlength=len(entries))
         first = np.cumsum(depth) - depth
-        node = np.full(len(paths), -1, np.int64)  # where each entry's path has got to
+        node = np.full(len(entries), -1, np.int64)  # where each entry's path has got to
         steps, total = [], 0
         for level in range(int(depth.max())):
             inside = np.flatnonzero(depth > level)
-            step = (node[inside] + 1) * len(vocabulary) + tokens[
+            step = (node[inside] + 1) * len(self.tokens.starts) + tokens[
                 first[inside] + level
             ]  # parent and token in one number
             different, child = np.unique(step, return_inverse=True)
@@ -249,34 +259,38 @@ class _Trie:
             steps.append(different)
             total += len(different)
         self.depth = len(steps)
-        self.root = np.full(len(vocabulary), -1, np.int64)  # (tokens,) the node of the first step
+        self.root = np.full(len(self.tokens.starts), -1, np.int64)  # (tokens,) the node of the first step
         self.root[steps[0]] = np.arange(len(steps[0]))
         later = np.concatenate([steps[0][:0], *steps[1:]])
         self.next = _Table.build(later.view(np.uint64), np.arange(len(steps[0]), total))
         self.inner = np.zeros(total, bool)  # (nodes,) a path goes on from here
-        self.inner[later // len(vocabulary) - 1] = True
+        self.inner[later // len(self.root) - 1] = True
         self.entry = np.full(total, -1, np.int64)  # (nodes,) the entry whose path ends here
         self.entry[node] = numbers
         _refuse_twins(numbers, self.entry[node])
 
-    def _index_tokens(self, tokens: list[bytes]) -> None:
-        """Number the words of the list: those of up to 8 bytes first, which their keys tell apart without fail."""
-        lengths = np.array([len(token) for token in tokens], np.int64)
-        self.tokens = _Tokens.of(b"".join(tokens), np.cumsum(lengths) - lengths, lengths)
-        self.short = int((lengths <= 8).sum())
-        self.longest = int(lengths.max())
-        keys = self.tokens.keys()
-        if len(np.unique(keys)) != len(keys):  # a chance of 1e-8 at most; a wrong result must not pass in silence
+    def _index_tokens(self, tokens: _Tokens) -> Array:
+        """Number the different words of the list, (T,) of them with repeats: those of up to 8 bytes first, which their
+        keys tell apart without fail.
+        """
+        keys, first, number = np.unique(tokens.keys(), return_index=True, return_inverse=True)
+        if not tokens.equal(tokens.select(first.take(number))).all():
+            # a chance of 1e-8 at most; a wrong result must not pass in silence
             raise RuntimeError("two different words of the list have the same 64-bit key")
-        self.numbers = _Table.build(keys, np.arange(len(tokens)))
+        long = tokens.lengths.take(first) > 8
+        order = np.argsort(long, kind="stable")
+        self.tokens = tokens.select(first.take(order))
+        self.short = int((~long).sum())
+        self.longest = int(self.tokens.lengths.max())
+        self.numbers = _Table.build(keys.take(order), np.arange(len(keys)))
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        return place.take(number)
 
     def __call__(self, flat: bytes) -> tuple[Array, Array]:
         """(P,) texts and (P,) entries of all matches in the `_flat` texts; a pair may come more than once."""
-        buffer = np.frombuffer(flat, np.uint8)
-        spaces = np.flatnonzero(buffer == ord(" "))
-        starts = spaces[:-1] + 1
-        row = np.cumsum(buffer.take(starts) == _SEPARATOR)
-        ids = self._numbered(_Tokens.of(flat, starts, np.diff(spaces) - 1))
+        tokens, row, _ = _tokenised(flat)
+        ids = self._numbered(tokens)
         place = np.flatnonzero(ids >= 0)  # where each path under way stands
         node = self.root.take(ids.take(place))
         rows, entries = [], []

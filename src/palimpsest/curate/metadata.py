@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ import pyarrow.compute as pc
 from palimpsest.core.errors import InputError
 from palimpsest.core.files import write_text
 from palimpsest.curate import pool
-from palimpsest.curate.matching import PUNCTUATION, pattern, spaced
+from palimpsest.curate.matching import PUNCTUATION, WHITESPACE, spaced
 
 LIMIT = 500_000
+_CHANGED = re.compile(f"[{PUNCTUATION}{WHITESPACE}]")  # what `spaced` changes inside an entry
 
 
 def load(path: str | Path) -> list[str]:
@@ -155,7 +157,7 @@ def _different(found: Sequence[str]) -> list[str]:
     for entry in found:
         entry = entry.strip("\r\n")
         if entry.strip():
-            seen.setdefault(pattern(entry), entry)
+            seen.setdefault(spaced(entry)[1:-1] if _CHANGED.search(entry) else entry, entry)
     return list(seen.values())
 
 

@@ -111,9 +111,7 @@ def read(where: Source | Sequence[Source]) -> DataFrame:
 def _local(source: Source) -> list[tuple[str, str]]:
     if str(source).startswith("hf:"):
         raise InputError(f"{source}: a pool is read from files; wanted hf://datasets/... for files on the hub")
-    from palimpsest.data import sources  # brings `datasets` with it, which workers can do without
-
-    return [(str(path.resolve()), file_stamp(path)) for path in sources.find(source)]
+    return [(str(path.resolve()), file_stamp(path)) for path in formats.find(source)]
 
 
 def file_stamp(path: Path) -> str:

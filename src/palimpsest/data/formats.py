@@ -7,6 +7,8 @@ Knows nothing of column names.
 from __future__ import annotations
 
 import csv
+import difflib
+import glob
 import gzip
 import json
 import re
@@ -31,6 +33,45 @@ def extension(path: Path) -> str:
     """The known extension of `path`, with ``.gz`` where it ends so; "" if it has none of them."""
     name = path.name.lower()
     return next((known for known in EXTENSIONS if name.endswith(known)), "")
+
+
+def find(source: str | Path) -> list[Path]:
+    """The files that a path, folder or glob names, all with known extensions.  Raises `InputError`."""
+    path = Path(source).expanduser()
+    known = ", ".join(sorted(EXTENSIONS))
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        inside = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        files = [file for file in inside if extension(file)]
+        if not files:
+            names = ", ".join(file.name for file in inside[:5]) or "nothing"
+            raise InputError(f"{path}: the folder holds {names}; wanted a file that ends in {known}")
+        return files
+    if not path.exists() and glob.has_magic(str(path)):
+        files = sorted(file for file in map(Path, glob.glob(str(path), recursive=True)) if file.is_file())
+        if not files:
+            raise InputError(f"{path}: no file matches")
+        return [_known(file, known) for file in files]
+    if not path.exists():
+        raise InputError(_missing(path))
+    return [_known(path, known)]
+
+
+def _known(path: Path, known: str) -> Path:
+    if not extension(path):
+        raise InputError(f"{path}: unknown kind of file '{path.suffix or path.name}'; wanted one that ends in {known}")
+    return path
+
+
+def _missing(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path}: no such file, and no folder {folder}"
+    names = sorted(file.name for file in folder.iterdir() if extension(file) or file.is_dir())
+    stems = {name.lower(): name for name in names}
+    near = [stems[name] for name in difflib.get_close_matches(path.name.lower(), stems, n=3, cutoff=0.6)]
+    near += [name for name in names if name.split(".")[0] == path.name.split(".")[0] and name not in near]
+    return f"{path}: no such file" + (f"; did you mean {' or '.join(near[:3])}?" if near else "")
 
 
 def json_lines(path: Path) -> Iterator[Place]:

@@ -17,8 +17,6 @@ Rows stream through: input of more than 64 MB on disk becomes a memory-mapped ta
 
 from __future__ import annotations
 
-import difflib
-import glob
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -35,6 +33,7 @@ from palimpsest.data.columns import WANTED, Wanted, canonical, read_columns, ren
 from palimpsest.data.records import as_string
 
 Source: TypeAlias = str | Path | Dataset
+find = formats.find
 SPILL = 64 * 2**20  # bytes of input from which a table is memory-mapped
 _CHUNK = 4096  # rows of one Arrow part
 _READER = 1  # changes when the same file would be read into another table
@@ -58,45 +57,6 @@ def read(source: Source, *, wanted: Wanted = "any") -> Dataset:
         return _table(_parts(rows, wanted), _empty(source))
     stamps = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     return _spilled(stamps, rows, wanted, _empty(source))
-
-
-def find(source: str | Path) -> list[Path]:
-    """The files that a path, folder or glob names, all with known extensions.  Raises `InputError`."""
-    path = Path(source).expanduser()
-    known = ", ".join(sorted(formats.EXTENSIONS))
-    if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.is_file())
-        inside = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-        files = [file for file in inside if formats.extension(file)]
-        if not files:
-            names = ", ".join(file.name for file in inside[:5]) or "nothing"
-            raise InputError(f"{path}: the folder holds {names}; wanted a file that ends in {known}")
-        return files
-    if not path.exists() and glob.has_magic(str(path)):
-        files = sorted(file for file in map(Path, glob.glob(str(path), recursive=True)) if file.is_file())
-        if not files:
-            raise InputError(f"{path}: no file matches")
-        return [_known(file, known) for file in files]
-    if not path.exists():
-        raise InputError(_missing(path))
-    return [_known(path, known)]
-
-
-def _known(path: Path, known: str) -> Path:
-    if not formats.extension(path):
-        raise InputError(f"{path}: unknown kind of file '{path.suffix or path.name}'; wanted one that ends in {known}")
-    return path
-
-
-def _missing(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"{path}: no such file, and no folder {folder}"
-    names = sorted(file.name for file in folder.iterdir() if formats.extension(file) or file.is_dir())
-    stems = {name.lower(): name for name in names}
-    near = [stems[name] for name in difflib.get_close_matches(path.name.lower(), stems, n=3, cutoff=0.6)]
-    near += [name for name in names if name.split(".")[0] == path.name.split(".")[0] and name not in near]
-    return f"{path}: no such file" + (f"; did you mean {' or '.join(near[:3])}?" if near else "")
 
 
 def _from_file(path: Path) -> Iterator[formats.Place]:
