@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from tests.curate.conftest import captions, files_of, rows_of, write_lines, write_parquet
 
+from palimpsest import cli
 from palimpsest.core.errors import InputError
 from palimpsest.curate import MetaCLIP, engine, pool, run
 
@@ -151,6 +152,19 @@ def test_a_broken_shard_is_named_and_stops_or_is_skipped(entries, write_pool, tm
     assert result.rows == 1200
     with pytest.raises(InputError, match=r"part2a.jsonl:6: not valid JSON"):
         run(method, where / "part2a.jsonl", tmp_path / "none", workers=1, broken="skip", progress="")
+
+
+def test_the_command_stops_at_a_broken_shard_or_skips_it(entries, write_pool, tmp_path, capsys):
+    write_lines(write_pool(shards=1) / "odd.jsonl", [{"caption": "a dog"}])
+    files, out = sorted(map(str, (tmp_path / "pool").iterdir())), tmp_path / "out"
+    command = ["curate", "metaclip", *files, "--out", str(out), "--metadata", entries, "--workers", "1"]
+    assert cli.main(command) == 2
+    assert "odd.jsonl: no column 'text'; found 'caption'" in capsys.readouterr().err
+    assert not (out / "curation.json").exists()
+    assert cli.main([*command, "--broken", "skip"]) == 0
+    assert "skipped: " in capsys.readouterr().err
+    assert "odd.jsonl: no column" in (out / "report.html").read_text()
+    assert len(rows_of(out)) == 300
 
 
 def test_data_that_is_damaged_inside_is_found_when_it_is_read(entries, write_pool, tmp_path):

@@ -99,7 +99,9 @@ class BiomedEnriched:
             self._column(shard, self.article).alias("article"),
             draw.alias("draw"),
         )
-        return found.sort(["draw", "text", "context", "article"]).limit(self.sample if self.teacher else 0)
+        return found.sort([daft.col(name) for name in ("draw", "text", "context", "article")]).limit(
+            self.sample if self.teacher else 0
+        )
 
     def gather(self, parts: Sequence[pa.Table]) -> pa.Table:
         """One row a file (name, content): the student's, the labelled texts, and what is told of both."""

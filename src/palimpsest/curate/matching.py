@@ -70,8 +70,8 @@ class Matcher:
             unspaced = np.array([bool(_UNSPACED.search(entry)) for entry in entries])
         words, parts = np.flatnonzero(~unspaced), np.flatnonzero(unspaced)
         self.size = len(entries)
-        self._words = _Trie([entries[number] for number in words], words) if len(words) else None
-        self._parts = _Parts([entries[number] for number in parts], parts) if len(parts) else None
+        self._words = _Trie([entries[int(number)] for number in words], words) if len(words) else None
+        self._parts = _Parts([entries[int(number)] for number in parts], parts) if len(parts) else None
 
     def __call__(self, texts: pa.Array) -> pa.ListArray:
         """(N,) strings -> (N,) lists of uint32: the entries that each text contains, once each, ascending; [] for

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -42,6 +42,7 @@ class CurateOptions:
     pool: tyro.conf.Positional[tuple[str, ...]]  # files, folders, globs or object-store addresses
     out: str = "palimpsest-curated"  # folder for the judged shards and the report
     only_kept: bool = False  # write the rows that are kept and leave out the others
+    broken: Literal["stop", "skip"] = "stop"  # what a file that cannot be used does; what is skipped is named
     workers: int | None = None  # shards at a time; default: as many as there are cores
     ray: str | None = None  # address of a Ray cluster that runs the same query
 
@@ -158,7 +159,10 @@ def curate(info: MethodInfo, method: Any, options: CurateOptions) -> int:
         ray=options.ray,
         workers=options.workers,
         only_kept=options.only_kept,
+        broken=options.broken,
     )
+    for fault in done.broken:
+        _say(f"skipped: {fault['error']}")
     _say(f"{done.kept} of {done.rows} rows kept; {curation.write(options.out)}")
     return 0
 
