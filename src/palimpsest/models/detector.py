@@ -65,7 +65,7 @@ class Detector:
         lr: float = 1e-5,
         seed: int = 0,
         watch: Watch | None = None,
-        **scoring: float,
+        **scoring: Any,
     ) -> Detector:
         """Learn a set of texts; a seeded fifth of them is held out.
 
@@ -79,8 +79,8 @@ class Detector:
         held_out = max(2, round(_HELD_OUT * len(different)))
         rest, used = ([different[place] for place in part] for part in (order[:held_out], order[held_out:]))
         factors = _tuned(encoder, used, epochs, lr, seed, watch or Watch()) if epochs else {}
-        found = (torch.from_numpy(features(part, encoder, factors)) for part in (used, rest))
-        return Detector(*found, factors, encoder, **scoring)
+        seen, unseen = (torch.from_numpy(features(part, encoder, factors)) for part in (used, rest))
+        return Detector(seen, unseen, factors, encoder, **scoring)
 
     def weight(self, texts: Sequence[str]) -> np.ndarray:
         """(N,) float64 in [0, 1]: how much each text belongs to the set.  An empty text does not: 0."""
@@ -239,7 +239,7 @@ def _tuned(encoder: str, texts: list[str], epochs: int, lr: float, seed: int, wa
     own, tokenizer = _parts(encoder)
     if tokenizer.mask_token_id is None:
         raise InputError(f"the encoder '{encoder}' has no token for masked words: set the detector's epochs to 0")
-    model = sharing_copy(own)
+    model: Any = sharing_copy(own)
     matrices = {
         name: module
         for name, module in model.named_modules()
