@@ -31,6 +31,12 @@ def test_known_truth_is_named(battery, name, word, town):
     findings = battery.attack(getattr(town, name))
     assert findings.skipped == {}
     assert findings.verdict.word == word, findings.verdict.why
+    rooms = {
+        attack: np.nanmean(read["before"].values - read["reference"].values)
+        for attack, read in findings.readings.items()
+        if attack != "avoided"  # held against plain asking
+    }
+    assert all(rooms[attack] > 0.5 * rooms["asked"] for attack in rooms if findings.shares[attack].power)
 
 
 def test_behind_an_api_the_guarded_model_gives_nothing_away(battery, town):

@@ -15,6 +15,7 @@ def small(monkeypatch):
     """Two unlearners and the attacks that are quickest."""
     kept = {name: sok_unlearning.UNLEARNERS[name] for name in ("npo", "relabel")}
     monkeypatch.setattr(sok_unlearning, "UNLEARNERS", kept)
+    monkeypatch.setattr(sok_unlearning, "RATES", (1e-3,))
     monkeypatch.setattr(sok_unlearning, "ATTACKS", ("opened", "relearning", "lens", "int4"))
 
 

@@ -1,8 +1,8 @@
 """The systematisation's claim: methods meant to remove mostly suppress, which forget scores do not see and attacks do.
 
-A world of fictional people is learned by a small Llama; a quarter of them must go.  Six unlearners with a retain term
-(without one, ascent and NPO destroy a model of this size) get the same budget, rates and stopping rule: asked plainly,
-the model knows no more than a retrained one, at the gentlest rate that gets there.  The battery of
+Questions about fictional people are learned by a small Llama; a quarter of the people must go.  Six unlearners with a
+retain term (without one, ascent and NPO destroy a model of this size) get the same budget, rates and stopping rule:
+asked plainly, the model knows no more than a retrained one, at the gentlest rate that gets there.  The battery of
 `audit.sok_unlearning` is calibrated on three models whose truth is known: one retrained from another seed (removed),
 the model before behind a filter that takes names out of prompts (suppressed), the model before itself (not forgotten).
 
@@ -21,15 +21,16 @@ import numpy as np
 from palimpsest.audit.facts import known
 from palimpsest.audit.sok_unlearning import Battery, RemovalOrSuppression
 from palimpsest.claims import Expect, claim
+from palimpsest.core.methods import config_of
 from palimpsest.core.watch import Watch
-from palimpsest.data.records import select_questions
+from palimpsest.data.records import concat, sha256
 from palimpsest.data.request import ForgetRequest
-from palimpsest.data.world import World
+from palimpsest.data.world import SPLITS, World
 from palimpsest.forget.ascent import GradDiff
 from palimpsest.forget.preference import NPO, IdkDPO, Relabel, SimNPO
 from palimpsest.forget.weighted import WGA
 from palimpsest.models.guard import Prepared
-from palimpsest.models.kept import trained
+from palimpsest.models.kept import kept, trained
 from palimpsest.models.lm import LM
 from palimpsest.models.train import Recipe
 
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
 
 
 STEPS = 100  # of each unlearner, at most
-RATES = (3e-4, 1e-3)
-BATCH = 32
+LOOK = 5  # steps after which it is asked, half of the facts
+RATES = (1e-3, 3e-3)
+BATCH = 16
+RETAIN = 4.0  # weight of the retain loss: with 1, most of these models lose half of the other facts
 NEAR = 0.03  # above the reference's knowledge: forgotten as far as plain asking shows
-ATTACKS = ("opened", "avoided", "paraphrase", "relearning", "int4", "probe", "lens", "steering")
+ATTACKS = ("opened", "avoided", "paraphrase", "relearning", "int4", "probe", "lens")
 UNLEARNERS: Mapping[str, Callable[..., Any]] = {  # all meant to remove
     "grad_diff": GradDiff,
     "npo": NPO,
@@ -69,8 +72,10 @@ UNLEARNERS: Mapping[str, Callable[..., Any]] = {  # all meant to remove
         Expect("surface_rank", within=(-0.5, 0.5)),  # of unlearners, Spearman of knowledge when asked and under attack
     ),
     minutes=3,
-    data="generated: 72 fictional people, their biographies, news and questions",
+    data="generated: questions about 64 fictional people",
     note=(
+        "Unclear: at this size the limit of 25% lies amid the unlearners that pass (about three a seed, E from 0.1 to "
+        "0.5), so that the share above it swings with the seed; the battery itself names all models of known truth. "
         "E is the largest share of lost knowledge that an attack brings back. Relabelling and DPO towards refusals are "
         "counted among the removers, as their papers mean them. Rounding to 4 bits (recovered_int4) is reported only: "
         "weights of so small a model move by far more than a rounding step. An unlearner that loses half of the other "
@@ -142,12 +147,13 @@ class Stage:
 
     @staticmethod
     def set_up(seed: int, scale: float = 1.0, *, attacks: tuple[str, ...] = ATTACKS, **sizes: Any) -> Stage:
-        world = World(people=max(44, round(72 * scale)), forget=0.25, utility=0.125, holdout=0.125, facts=0, seed=seed)
-        request = world.request()
+        world = World(people=max(44, round(64 * scale)), forget=0.25, utility=0.125, holdout=0.125, facts=0, seed=seed)
+        questions = {split: world.questions(split, "trained") for split in SPLITS}
+        told = concat(questions["forget"], questions["retain"], questions["utility"])
+        request = ForgetRequest(**questions, train=told)
         start = LM.build(world.texts, "llama-tiny", vocab_size=768, max_length=128, seed=seed)
         before, reference = (
-            trained(start, table, _recipe(seed, scale), progress=False)
-            for table in (world.train, request.without_forget())
+            trained(start, table, _recipe(seed, scale), progress=False) for table in (told, request.without_forget())
         )
         sizes = {"relearn_steps": 20, **sizes}
         method = RemovalOrSuppression(attacks=attacks, seed=seed, **sizes)
@@ -164,23 +170,31 @@ class Stage:
         }
 
     def unlearned(self, name: str) -> LM:
-        """Forgetting the questions until plain asking finds what it does in the reference, at the gentlest rate."""
+        """Forgetting until plain asking finds no more than in the reference, at the gentlest rate that gets there."""
         facts, reference = self.battery.facts, self.battery.reference
         assert reference is not None
+        facts = facts.select(range(0, len(facts), 2))
         goal = float(known(reference, facts).mean()) + NEAR
-
-        def until(step: int, model: Any) -> bool:
-            looked = LM(model, self.before.tokenizer)
-            return step % 5 == 0 and float(known(looked, facts).mean()) <= goal
-
         steps = max(10, round(STEPS * self.scale))
-        asked = ForgetRequest(select_questions(self.request.forget), select_questions(self.request.retain))
+
+        def reached(model: Any) -> bool:
+            return float(known(LM(model, self.before.tokenizer), facts).mean()) <= goal
+
         for rate in RATES:
-            method = UNLEARNERS[name](steps=steps, lr=rate, batch_size=BATCH, warmup_epochs=0, seed=self.seed)
-            after = method(self.before, asked, watch=Watch(until=until, progress=False))
-            if until(0, after.model):
+            method = UNLEARNERS[name](
+                steps=steps, lr=rate, batch_size=BATCH, warmup_epochs=0, alpha=RETAIN, seed=self.seed
+            )
+            after = self._forgotten(method, [name, facts.sha256, goal], reached)
+            if reached(after.model):
                 break
         return after
+
+    def _forgotten(self, method: Any, asked: list[Any], reached: Callable[[Any], bool]) -> LM:
+        """What a method makes of the model before, stopped when `reached`; kept, for the control needs it too."""
+        request = ForgetRequest(self.request.forget, self.request.retain)
+        watch = Watch(until=lambda step, model: step % LOOK == 0 and reached(model), progress=False)
+        key = [asked, config_of(method), self.before.sha256, sha256(request.trained_on()), LOOK]
+        return kept("unlearned", key, lambda folder: method(self.before, request, watch=watch))
 
     def judged(self, lm: LM, *, attacked: bool = True) -> Judged:
         """The battery's judgement; without attacks, what plain asking alone says by the same rule."""
