@@ -92,7 +92,9 @@ class Scripted(LM):
         return [self.say(prompt) for prompt in prompts]
 
     def token_logprobs(self, rows: Any, **settings: Any) -> list[np.ndarray]:
-        return [np.array(self.score(*row), dtype=np.float32) for row in self.pairs(rows)]
+        prompts, completions = zip(*self.pairs(rows), strict=True)
+        seen = self._prepare(prompts).prompts
+        return [np.array(self.score(*row), dtype=np.float32) for row in zip(seen, completions, strict=True)]
 
 
 @pytest.fixture(scope="session")

@@ -358,6 +358,20 @@ _cards = (
         needs="a utility or holdout set, which the filter was not made from",
         better="lower",
     ),
+    MetricCard(
+        name="filter_false_alarms_near",
+        title="Benign prompts stopped: near ones",
+        meaning="The same for prompts about what may be known that shares the most features (answers) with what is "
+        "forbidden: the hardest to tell from it.",
+        direction="Lower is better.",
+        range=(0, 100),
+        reference="Zero; the share of all benign prompts stopped is the easier number.",
+        needs_records=59,
+        source=f"{_UNUN}, on filtering; Wilson's interval",
+        unit="%",
+        needs="utility or holdout records that share answers with the forget set",
+        better="lower",
+    ),
     *(
         MetricCard(
             name=f"filter_stops_{way}",
