@@ -2,6 +2,7 @@
 
 The work is counted from the shapes of the model's matrix products, forward and backward.  The other side runs exactly
 these products with torch.mm / torch.bmm in the same dtype, after every step of `fit`: both see the same machine.
+Freed memory is kept, as the command line does in its own process (core/allocator.py).
 
     python benchmarks/fit_matmul.py
 """
@@ -15,6 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from common import ratio_of, report
+from palimpsest.core.allocator import keep_freed_memory
 from palimpsest.core.fit import fit
 from palimpsest.core.losses import nll
 from palimpsest.core.seeds import numpy_rng
@@ -79,6 +81,7 @@ def step_by_step(model, batches, precision: str, multiply) -> tuple[list[float],
 
 
 def main() -> None:
+    keep_freed_memory()
     flops = 3 * sum(2 * batch * m * k * n for batch, m, k, n in products())
     rng = numpy_rng(0, "benchmark")
     ids = tuple(rng.integers(3, CONFIG.vocab_size, TOKENS, dtype=np.int64) for _ in range(256))

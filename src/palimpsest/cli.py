@@ -27,16 +27,25 @@ COMMANDS: dict[str, str] = {
     "forget": "one unlearning method on your model and your records",
     "audit": "measure what a model still knows, against a reference",
     "curate": "choose or weigh the data worth learning from",
+    "learn": "meta-train a learner on your labelled data and test it on classes it has not seen",
     "compare": "several methods on your own data, one table, same budget",
     "reproduce": "re-run the claims of papers, with seeds, intervals and a negative control",
     "papers": "the catalogue of papers, searched by meaning",
     "verify": "re-check a certificate: signature, hashes and, on demand, the numbers",
+    "ui": "the web page on this machine: papers, lifecycle, before and after, evidence",
+    "site": "the catalogue and all claims as plain HTML files",
+    "digest": "what changed since a day: new results, changed verdicts, new papers",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command; returns the exit code.  Without `arguments` those of the process, which is then ours to tune."""
+    if arguments is None:
+        from palimpsest.core.allocator import keep_freed_memory
+
+        keep_freed_memory()
+        arguments = sys.argv[1:]
+    arguments = list(arguments)
     try:
         return _dispatch(arguments)
     except (InputError, TrainingDiverged) as error:
@@ -89,10 +98,14 @@ def _handlers() -> dict[str, Callable[[Arguments], int]]:
         "forget": lambda rest: _method("forget", rest),
         "audit": lambda rest: _method("audit", rest),
         "curate": lambda rest: _method("curate", rest),
+        "learn": _learn,
         "compare": _compare,
         "reproduce": _reproduce,
         "papers": _papers,
         "verify": _verify,
+        "ui": _ui,
+        "site": _site,
+        "digest": _digest,
     }
 
 
@@ -106,7 +119,8 @@ def _compare(rest: Arguments) -> int:
     from palimpsest.jobs import compare
 
     verb, rest = _positional(rest, "VERB", compare.VERBS, f"{PROGRAM} compare")
-    return compare.VERBS[verb](_parse(compare.Compare, rest, f"{PROGRAM} compare {verb}"))
+    job, options = compare.VERBS[verb]
+    return job(_parse(options, rest, f"{PROGRAM} compare {verb}"))
 
 
 def _reproduce(rest: Arguments) -> int:
@@ -133,21 +147,58 @@ def _verify(rest: Arguments) -> int:
     return verify.verify(folders[0], options)
 
 
+def _ui(rest: Arguments) -> int:
+    from palimpsest.app import server
+
+    return server.serve(_parse(server.Ui, rest, f"{PROGRAM} ui"))
+
+
+def _site(rest: Arguments) -> int:
+    from palimpsest.jobs import pages
+
+    return pages.site(_parse(pages.Site, rest, f"{PROGRAM} site"))
+
+
+def _digest(rest: Arguments) -> int:
+    from palimpsest.jobs import pages
+
+    return pages.digest(_parse(pages.Digest, rest, f"{PROGRAM} digest"))
+
+
 def _method(verb: str, rest: Arguments) -> int:
-    """``palimpsest VERB METHOD [flags]``: the verb's own flags and the method's hyper-parameters side by side."""
+    """``palimpsest VERB METHOD [flags]``."""
     from palimpsest.core import methods
     from palimpsest.jobs import single
 
     known = {info.name: info for info in methods.all_methods(verb)}
-    summaries = {name: info.summary for name, info in known.items()}
-    name, rest = _positional(rest, "METHOD", summaries, f"{PROGRAM} {verb}")
-    info = methods.get(verb, name)
-    job, options = single.job_of(info)
+    name, rest = _positional(rest, "METHOD", _summaries(known), f"{PROGRAM} {verb}")
+    return _work(known[name], *single.job_of(known[name]), rest, f"{PROGRAM} {verb} {name}")
+
+
+def _learn(rest: Arguments) -> int:
+    """``palimpsest learn FAMILY METHOD [flags]``: a family's learners share their kind of task."""
+    from palimpsest.core import methods
+    from palimpsest.jobs import learn
+
+    family, rest = _positional(rest, "FAMILY", learn.FAMILIES, f"{PROGRAM} learn")
+    every = methods.all_methods("learn")
+    known = {info.name: info for info in every if getattr(info.cls, "family", "") == family}
+    program = f"{PROGRAM} learn {family}"
+    name, rest = _positional(rest, "METHOD", _summaries(known), program)
+    return _work(known[name], *learn.FAMILIES[family], rest, f"{program} {name}")
+
+
+def _work(info: Any, job: Callable[[Any, Any, Any], int], options: type, rest: Arguments, program: str) -> int:
+    """The job's own flags and the method's hyper-parameters side by side."""
     together = dataclasses.make_dataclass(
         "Together", [("data", _flat(options)), ("method", _flat(info.cls))], namespace={"__doc__": info.summary}
     )
-    parsed = _parse(together, rest, f"{PROGRAM} {verb} {info.name}")
+    parsed = _parse(together, rest, program)
     return job(info, parsed.method, parsed.data)
+
+
+def _summaries(known: dict[str, Any]) -> dict[str, str]:
+    return {name: info.summary for name, info in known.items()}
 
 
 def _flat(cls: type) -> Any:

@@ -22,6 +22,8 @@ def test_records_alone_train_a_model_forget_and_prove_it(files, tmp_path, capsys
     evidence = Evidence.read(out)
     assert evidence.method["name"] == "npo"
     assert evidence["knowledge"].reference is not None
+    assert evidence.extras["cost"]["changed"] == "weights"
+    assert evidence.extras["cost"]["steps"] == 3
     assert evidence["privacy_leakage"].after is not None  # a holdout was set aside before training
     assert {path.name for path in out.iterdir()} == {
         "certificate.json",

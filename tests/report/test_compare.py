@@ -178,6 +178,17 @@ def test_page_and_table(make_evidence, tmp_path):
     assert {row["better"] for row in rows if row["measurement"] == "utility"} == {"npo", "difference", ""}
 
 
+def test_the_page_says_what_each_method_took(make_evidence, tmp_path):
+    cost = {"seconds": 3.2, "steps": 1200, "changed": "guard", "extra_parameters": 34567}
+    guarded = replace(make_evidence("eco"), extras={"cost": cost})
+    text = write([guarded, make_evidence("npo", knowledge=45.0)], tmp_path).read_text(encoding="utf-8")
+    assert "What each took" in text
+    assert "34,567" in text
+    assert "1,200" in text
+    without = [make_evidence("npo"), make_evidence("difference", knowledge=45.0)]
+    assert "What each took" not in write(without, tmp_path).read_text(encoding="utf-8")
+
+
 def test_unbeaten_is_never_a_raw_ranking():
     findings = compare(
         [

@@ -155,8 +155,8 @@ def _expectations(result: Result) -> Table:
 
     view = Table.grid(padding=(0, 2, 0, 2))
     for outcome in result.expectations:
-        measured = _interval(outcome.mean, outcome.low, outcome.high)
-        numbers = Text(f"{measured}; control {_interval(*outcome.control)}", style="dim")
+        measured = interval_words(outcome.mean, outcome.low, outcome.high)
+        numbers = Text(f"{measured}; control {interval_words(*outcome.control)}", style="dim")
         view.add_row(_coloured(outcome.verdict), Text(outcome.expect).append("\n").append_text(numbers))
     return view
 
@@ -170,7 +170,8 @@ def exit_code(results: Sequence[Result]) -> int:
     return int(any(result.verdict == "fails" for result in results))
 
 
-def _interval(mean: float, low: float | None, high: float | None) -> str:
+def interval_words(mean: float, low: float | None, high: float | None) -> str:
+    """A mean with its 95% interval: "0.5 (0.1 to 0.6)"."""
     if math.isnan(mean):
         return "not measured"
     return f"{mean:.3g}" if low is None or high is None else f"{mean:.3g} ({low:.3g} to {high:.3g})"

@@ -1,7 +1,11 @@
-"""A progress bar on stderr.  On a terminal it moves; in a log it is one line a minute, so that nothing floods."""
+"""A progress bar on stderr.  On a terminal it moves; in a log it is one line a minute, so that nothing floods.
+
+PALIMPSEST_PROGRESS_SECONDS sets another pace for the lines of a log, for programs that read along.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -18,6 +22,7 @@ class Progress:
         self.done = done
         self.tokens = 0
         self._first = done
+        self._log_every = float(os.environ.get("PALIMPSEST_PROGRESS_SECONDS", _LOG_EVERY))
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -50,7 +55,7 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=done, numbers=self._numbers(loss, now))
-        elif now - self._spoke >= _LOG_EVERY:
+        elif now - self._spoke >= self._log_every:
             self._spoke = now
             left = (now - self._start) * (self.total - done) / max(done - self._first, 1)
             line = f"{self.label}: step {done}/{self.total}, {self._numbers(loss, now)}, {_duration(left)} left"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,18 +106,38 @@ def attempt(
             until=aim.until(material.before, material.request) if aim else None,
         )
         made = method(material.before, material.request, watch=watch)
-        curves = {name: trace.losses for name, trace in watch.traces.items()}
-        write_json(
-            cache.folder("courses", key) / "course.json", {"seconds": time.monotonic() - began, "curves": curves}
-        )
+        course = {
+            "seconds": time.monotonic() - began,
+            "curves": {name: trace.losses for name, trace in watch.traces.items()},
+            "steps": sum(trace.steps for trace in watch.traces.values()),
+        }
+        write_json(cache.folder("courses", key) / "course.json", course)
         return made
 
     lm = kept("unlearned", key, make)
     course = _course(cache.folder("courses", key) / "course.json")
     described = {"name": info.name, "paper": info.paper, "config": config_of(method), "goal": _as_key(aim)}
     evidence = examined(material, lm, method, described, folds)
-    extras = {**evidence.extras, "curves": course["curves"]}
+    extras = {**evidence.extras, "curves": course["curves"], "cost": cost(material.before, lm, course)}
     return Attempt(info, method, lm, replace(evidence, seconds=course["seconds"], extras=extras))
+
+
+def cost(before: LM, after: LM, course: Mapping[str, Any]) -> dict[str, Any]:
+    """What the result took and what it is: seconds, optimiser steps of all loops, and what stands beside the weights.
+
+    A guard's parameters are the numbers it is saved with; an encoder that it asks for by name is not among them.
+    """
+    changed = [
+        *(["weights"] if after.weights_sha256 != before.weights_sha256 else []),
+        *(["guard"] if after.guard is not None else []),
+    ]
+    numbers = sum(tensor.numel() for tensor in after.guard.state()[1].values()) if after.guard else 0
+    return {
+        "seconds": round(course["seconds"], 1),
+        "steps": course.get("steps"),
+        "changed": " and ".join(changed) or "nothing",
+        "extra_parameters": after.num_parameters - before.num_parameters + numbers,
+    }
 
 
 def examined(material: Material, lm: LM, method: Any, described: dict[str, Any], folds: int = 0) -> Evidence:
@@ -181,7 +202,9 @@ def _score(method: Any, lm: LM, practice: ForgetRequest, aim: Goal) -> float:
 
 def _course(path: Path) -> dict[str, Any]:
     """How the making went; nothing where only the model was kept."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seconds": 0.0, "curves": {}}
+    return (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seconds": 0.0, "curves": {}, "steps": None}
+    )
 
 
 def _as_key(aim: Goal | None) -> dict[str, Any] | None:

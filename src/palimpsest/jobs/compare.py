@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.core import methods
-from palimpsest.core.errors import InputError, TrainingDiverged
+from palimpsest.core.errors import InputError, TrainingDiverged, unknown
 from palimpsest.core.records import Evidence
 from palimpsest.jobs.attempt import Attempt, attempt
+from palimpsest.jobs.learn import CompareLearners, compare_learners
 from palimpsest.jobs.material import Material, Source, prepare
 
 KEPT = 0.9  # of the utility before: what a method must keep to be preferred
@@ -51,7 +52,10 @@ def compare_forget(options: Compare) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[Compare], int]] = {"forget": compare_forget}
+VERBS: dict[str, tuple[Callable[[Any], int], type]] = {
+    "forget": (compare_forget, Compare),
+    "learn": (compare_learners, CompareLearners),
+}
 
 
 def chosen_methods(verb: str, names: str) -> list[methods.MethodInfo]:
@@ -68,6 +72,45 @@ def overrides(options: Any) -> dict[str, Any]:
     """The hyper-parameters that the user set for all methods."""
     names = ("steps", "lr", "lora_rank")
     return {name: value for name in names if (value := getattr(options, name)) is not None} | {"seed": options.seed}
+
+
+def settings(infos: Sequence[methods.MethodInfo], given: Sequence[str]) -> dict[str, Any]:
+    """The hyper-parameters given as ``NAME=VALUE``, each of the type of its default.
+
+    `InputError` for a name that the method does not have, a value of another type, and where there is not one method.
+    """
+    if not given:
+        return {}
+    if len(infos) != 1:
+        raise InputError(f"--set is for one method, not for {len(infos)}: name one with --method")
+    defaults = methods.config_of(infos[0]())
+    found = {}
+    for one in given:
+        name, equals, text = one.partition("=")
+        if not equals:
+            raise InputError(f"--set {one}: wanted NAME=VALUE, e.g. beta=0.5")
+        if name not in defaults:
+            raise unknown(f"hyper-parameter of {infos[0].name}", name, defaults)
+        found[name] = _typed(one, text, defaults[name])
+    return found
+
+
+def _typed(given: str, text: str, default: Any) -> Any:
+    if isinstance(default, str):
+        return text
+    words = {"true": True, "false": False, "none": None}
+    if isinstance(default, bool) or default is None:
+        wanted = "True or False" if isinstance(default, bool) else "a number, True, False or None"
+        if text.lower() in words and not (isinstance(default, bool) and text.lower() == "none"):
+            return words[text.lower()]
+    else:
+        wanted = "a whole number" if isinstance(default, int) else "a number"
+    if not isinstance(default, bool):
+        try:
+            return int(text) if isinstance(default, int) else float(text)
+        except ValueError:
+            pass
+    raise InputError(f"--set {given}: wanted {wanted}")
 
 
 def attempt_all(
@@ -134,6 +177,7 @@ def _distance(evidence: Evidence) -> float:
 def table_row(evidence: Evidence) -> dict[str, Any]:
     """A method's row of the table that the report shows: its name, time and measurements."""
     row: dict[str, Any] = {"method": evidence.method["name"], "seconds": round(evidence.seconds, 1)}
+    row |= {name: value for name, value in evidence.extras.get("cost", {}).items() if name in ("steps", "changed")}
     return row | {m.name: m.after for m in evidence.measurements}
 
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from palimpsest.jobs.compare import as_one, attempt_all, choose, chosen_methods, overrides
+from palimpsest.jobs.compare import as_one, attempt_all, choose, chosen_methods, overrides, settings
 from palimpsest.jobs.intruder import attacked, enough_to_attack
 from palimpsest.jobs.material import Source, prepare
 from palimpsest.jobs.proof import write_proof
@@ -28,6 +28,7 @@ class Run(Source):
     steps: int | None = None  # the most optimiser steps; default: the method's own
     lr: float | None = None  # learning rate; default: the method's own, or tuned where the model was trained here
     lora_rank: int | None = None  # train LoRA factors of this rank instead of all weights
+    set: tuple[str, ...] = ()  # hyper-parameters of the one method, as NAME=VALUE ...
     folds: int = 0  # also run the method on so many growing and successive parts of the request (MUSE's C5 and C6)
     attacks: bool = False  # attack the result too: is it removed, or only suppressed? (about a minute more)
 
@@ -36,11 +37,12 @@ def run(options: Run) -> int:
     """Do the job; the proof is in the folder `options.out`."""
     began = time.monotonic()
     infos = chosen_methods("forget", options.method or ("npo" if options.forget else WORLD_METHODS))
+    chosen = overrides(options) | settings(infos, options.set)
     _check_out(Path(options.out))
     material = prepare(options)
     if options.attacks:
         enough_to_attack(material)
-    attempts = attempt_all(infos, overrides(options), material, folds=options.folds)
+    attempts = attempt_all(infos, chosen, material, folds=options.folds)
     best = choose(attempts)
     evidence = as_one(best, attempts)
     if options.attacks:

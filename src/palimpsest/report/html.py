@@ -98,6 +98,7 @@ def compare_page(evidences: Sequence[Evidence], findings: Sequence[Finding], pat
         "panels": _comparison_panels(evidences, names),
         "matrix": _matrix(evidences, findings),
         "groups": groups,
+        "costs": _costs(evidences, names),
         "tests": [_test_row(finding) for finding in findings],
         "data": parts.hashed(evidences[0].data),
         "environment": parts.flat(evidences[0].environment),
@@ -133,6 +134,19 @@ def _panels(evidence: Evidence) -> list[Panel]:
         needs = "" if m is not None and given(m.after) else missing(m, name)
         panels.append(Panel(key, card(name), DIRECTIONS[better], _ARROWS[better], svg, needs))
     return panels
+
+
+def _costs(evidences: Sequence[Evidence], names: Sequence[str]) -> dict[str, Any] | None:
+    """What each method took, and whether it changed weights or put a guard before them; None where nothing is known."""
+    found = [evidence.extras.get("cost") for evidence in evidences]
+    if not any(found):
+        return None
+    keys = ("changed", "seconds", "steps", "extra_parameters")
+    rows = []
+    for name, cost in zip(names, found, strict=True):
+        cells = ((cost or {}).get(key) for key in keys)
+        rows.append([name, *("" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell for cell in cells)])
+    return {"heads": ["Method", "What it changed", "Seconds", "Optimiser steps", "Parameters added"], "rows": rows}
 
 
 def _comparison_panels(evidences: Sequence[Evidence], names: list[str]) -> list[Panel]:
@@ -223,7 +237,8 @@ def _evidence_of(value: Mapping[str, Any]) -> Evidence:
         raise InputError(f"extras.runs holds something that is not evidence ({error!r})") from None
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates; every value put into one is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = Path(__file__).with_name("templates")
@@ -237,8 +252,8 @@ def _environment() -> Environment:
 
 
 def render(template: str, context: dict[str, Any], path: Path) -> None:
-    environment = _environment()
+    templates = environment()
     style = parts.markup((Path(__file__).with_name("templates") / "style.css").read_text(encoding="utf-8"))
-    page = environment.get_template(template).render(style=style, version=palimpsest.__version__, **context)
+    page = templates.get_template(template).render(style=style, version=palimpsest.__version__, **context)
     # a model can write half a surrogate pair, which no file can hold
     write_text(path, page.encode("utf-8", "replace").decode("utf-8"))

@@ -51,6 +51,7 @@ _SETTINGS = {
 _POINTS = 240  # of a curve; more cannot be seen at this width
 
 P = ParamSpec("P")
+Interval3 = tuple[float, float | None, float | None]  # mean, low, high
 
 
 def _with_settings(draw: Callable[P, str]) -> Callable[P, str]:
@@ -121,6 +122,34 @@ def lanes_figure(
     _ticks(axes, places)
     told = "; ".join(_told(lane, places) for lane in lanes)
     return _svg(figure, key, card(m.name).title, f"{told}. {DIRECTIONS[m.better].capitalize()}.")
+
+
+@_with_settings
+def expectation(
+    title: str, measured: Interval3, control: Interval3, key: str, *, low: float = -math.inf, high: float = math.inf
+) -> str:
+    """What a claim measured and what its control did, each (mean, low, high), against the shaded side where the claim
+    expects the interval to lie, from `low` to `high`.
+    """
+    lanes = [Lane("claim", *measured), Lane("control", *control, role="before")]
+    finite = [v for v in (*measured, *control, low, high) if v is not None and math.isfinite(v)]
+    lowest, highest = (min(finite), max(finite)) if finite else (0.0, 1.0)
+    reach = 0.08 * ((highest - lowest) or abs(highest) or 1.0)
+    lowest, highest = lowest - reach, highest + reach
+    places = max(0, min(6, 1 - math.floor(math.log10(highest - lowest))))
+    figure, axes = _canvas(320, 34 + 25 * len(lanes), left=68, right=64, bottom=28, top=6)
+    axes.set_xlim(lowest, highest)
+    axes.set_ylim(len(lanes) - 0.45, -0.55)
+    axes.axvspan(max(low, lowest), min(high, highest), color=_STAND_INS["reference"], alpha=0.13, linewidth=0)
+    for bound in (low, high):
+        if math.isfinite(bound):
+            axes.axvline(bound, color=_STAND_INS["reference"], linewidth=1, dashes=(3, 3))
+    for row, lane in enumerate(lanes):
+        _draw_lane(axes, row, lane, places)
+    axes.set_yticks(range(len(lanes)), [lane.name for lane in lanes])
+    axes.tick_params(axis="y", length=0, pad=8, labelcolor=_STAND_INS["muted"])
+    _ticks(axes, places)
+    return _svg(figure, key, title, "; ".join(_told(lane, places) for lane in lanes) + ".")
 
 
 @_with_settings
