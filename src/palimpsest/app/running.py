@@ -44,6 +44,7 @@ class Job:
     step: Step | None = None
     losses: dict[str, list[float]] = field(default_factory=dict)  # of each training, as often as it spoke
     cancelled: bool = False
+    reader: threading.Thread | None = None
 
     @property
     def running(self) -> bool:
@@ -64,8 +65,9 @@ class Job:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.hear(line.rstrip("\n"))
+        with self.process.stderr as said:
+            for line in said:
+                self.hear(line.rstrip("\n"))
         self.process.wait()
 
     def hear(self, line: str) -> None:
@@ -114,7 +116,8 @@ class Jobs:
                 preexec_fn=_heed_interrupts if os.name == "posix" else None,
             )
             job = self._jobs[name] = Job(command, process)
-        threading.Thread(target=job._read, daemon=True, name=f"run {name}").start()
+            job.reader = threading.Thread(target=job._read, daemon=True, name=f"run {name}")
+            job.reader.start()
         return job
 
     def get(self, name: str) -> Job | None:
@@ -137,6 +140,8 @@ class Jobs:
             job.cancel()
         for job in self._jobs.values():
             job.process.wait()
+            if job.reader:
+                job.reader.join()
 
 
 def _heed_interrupts() -> None:
