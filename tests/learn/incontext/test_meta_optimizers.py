@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from palimpsest.core.errors import InputError
 from palimpsest.core.watch import Watch
 from palimpsest.data.projections import BaseSet, Projections
-from palimpsest.learn.incontext import meta_optimizers
+from palimpsest.learn.incontext import conditions, meta_optimizers
 from palimpsest.learn.incontext.gpicl import GPICL
 from palimpsest.learn.incontext.meta_optimizers import (
     MomentumAttention,
@@ -154,8 +154,8 @@ def test_scores_are_compared_over_the_query_alone(lm: LM) -> None:
             maps = model(input_ids=torch.tensor([[*prefix, *queries[0]]]), output_attentions=True).attentions
         # logarithms of the probabilities are the scores but for a constant
         logs.append(torch.stack(maps)[:, 0, :, -1, len(prefix) :].log())
-    recorded = meta_optimizers._Texts.of(lm, DEMONSTRATIONS, QUERIES[:1], meta_optimizers.TEMPLATE, None)
-    readings = [meta_optimizers._read(lm.model, prefix, recorded, 4) for prefix in ([start, *shown], [start])]
+    recorded = conditions.Texts.of(lm, DEMONSTRATIONS, QUERIES[:1], meta_optimizers.TEMPLATE, None)
+    readings = [conditions.read(lm.model, prefix, recorded, 4) for prefix in ([start, *shown], [start])]
     for log, reading, prefix in zip(logs, readings, (1 + len(shown), 1), strict=True):
         scores = reading.scores[0][..., prefix:]
         torch.testing.assert_close(scores - scores.mean(-1, True), log - log.mean(-1, True), atol=1e-4, rtol=1e-3)
@@ -187,7 +187,7 @@ def test_layer_wise_descent_gives_no_gradient_from_above(lm: LM) -> None:
     stack = layers(lm.model)
     model = copy.deepcopy(lm.model)
     ids = torch.tensor([[lm.tokenizer.bos_token_id, *encoded(lm, " apple Label: red")]])
-    with meta_optimizers._layer_losses(model) as loss_of:
+    with conditions.layer_losses(model) as loss_of:
         loss = loss_of(model, ids)
     hidden = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
     base = lm.model.get_decoder() if hasattr(lm.model, "get_decoder") else lm.model.transformer
@@ -205,7 +205,7 @@ def test_ranks_agree_with_themselves() -> None:
     trained = torch.randn(1, 6, 4, generator=generator)
     queries = torch.randn(3, 1, 4, generator=generator)
     scores = [torch.cat([torch.zeros(1, 2, 1), (trained[0] @ query[0]).expand(1, 2, 6)], -1) for query in queries]
-    context = meta_optimizers._Reading(torch.zeros(3, 2), torch.zeros(3, 1, 4), scores, queries)
+    context = conditions.Reading(torch.zeros(3, 2), torch.zeros(3, 1, 4), scores, queries)
     kendall = meta_optimizers._kendall(context, context, trained, np.array([1, 3, 7]), np.random.default_rng(0))
     assert kendall[0].tolist() == [pytest.approx(1)]
     assert abs(kendall[2][0]) < 0.9

@@ -31,7 +31,7 @@ from palimpsest.models.sequences import Kind, SequenceConfig, SequenceModel, bui
 Batch = dict[str, Tensor]
 
 _ADAM_EPSILON = 1e-8  # that of core.fit
-_MARGIN = 0.1  # above chance by so much counts as learned (sheet, traps)
+_MARGIN = 0.1  # above chance by so much counts as learned
 _UNSEEN = 2**40  # tasks numbered from here on are in no training stream
 
 
@@ -262,11 +262,10 @@ def curve_of(fitted: InContextClassifier, stream: Sequences, batches: int = 8) -
 
 def plateau_exit(late_accuracy: Sequence[float], chance: float, *, window: int = 20) -> int | None:
     """The first step at which late accuracy, averaged over `window` steps, is above chance by 0.1; None if none is."""
-    means = (
-        torch.tensor([list(late_accuracy)], dtype=torch.float64).unfold(1, min(window, len(late_accuracy)), 1).mean(2)
-    )
-    above = (means[0] > chance + _MARGIN).nonzero()
-    return int(above[0]) + min(window, len(late_accuracy)) if len(above) else None
+    window = min(window, len(late_accuracy))
+    means = torch.tensor(list(late_accuracy), dtype=torch.float64).unfold(0, window, 1).mean(1)
+    above = (means > chance + _MARGIN).nonzero()
+    return int(above[0]) + window if len(above) else None
 
 
 # what any method could do with the same context
@@ -359,11 +358,11 @@ def study(
     kinds, what the size of the state is worth.  `stream` holds settings of `Projections`.
     """
     found = []
+    alone = replace(watch or Watch(), checkpoint=None)  # the trials would share one folder
     for learner in learners:
         for count in tasks:
             training = Projections(base, count, **stream)
-            own = None if watch is None else replace(watch, checkpoint=None)
-            fitted = learner.meta_fit(training, watch=own)
+            fitted = learner.meta_fit(training, watch=alone)
             diagnosis = diagnose(fitted, *evaluation(training, held_out))
             model = fitted.model
             state = model.config.state_size(training.length - 1)
