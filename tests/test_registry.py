@@ -7,7 +7,9 @@ import dataclasses
 import inspect
 import json
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,27 @@ import pytest
 import torch
 
 from palimpsest import catalog, claims
+from palimpsest.core.errors import InputError
 from palimpsest.core.methods import MethodInfo, all_methods, config_of, get, info_of, kebab
 from palimpsest.core.watch import Watch
+from palimpsest.data.episodes import Episodes, Examples, Task
 from palimpsest.data.records import select_questions
 from palimpsest.data.request import ForgetRequest
 from palimpsest.data.world import World
+from palimpsest.learn import evaluate, load, save
 from palimpsest.models.lm import LM
 
 METHODS = all_methods()
 FORGET = [info for info in METHODS if info.verb == "forget"]
-SMALL = {"steps": 2, "helper_steps": 2, "batch_size": 8, "lr": 1e-3, "scales_tried": 2}  # where a method has the field
+LEARN = [info for info in METHODS if info.verb == "learn"]
+SMALL = {
+    "steps": 2,
+    "helper_steps": 2,
+    "batch_size": 8,
+    "lr": 1e-3,
+    "scales_tried": 2,
+    "width": 8,
+}  # where a method has the field
 EXPERTS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
 FOR_MIXTURES = ("uoe",)
 MIXTURES: dict[str, dict[str, Any]] = {  # what stands in for a family where a method needs a mixture of experts
@@ -51,6 +64,10 @@ def named(info: MethodInfo) -> str:
 
 every = pytest.mark.parametrize("info", METHODS, ids=named)
 forgetting = pytest.mark.parametrize("info", FORGET, ids=named)
+learning = pytest.mark.parametrize("info", LEARN, ids=named)
+of_tasks = pytest.mark.parametrize(
+    "info", [info for info in LEARN if {"features", "images"} & set(info.cls.inputs)], ids=named
+)
 
 
 @every
@@ -165,3 +182,110 @@ def test_a_seed_that_is_a_hyper_parameter_matters(
     watch = Watch(progress=False)
     first, second = (replace(method, seed=seed)(lm, request_of_questions, watch=watch) for seed in (0, 1))
     assert first.sha256 != second.sha256
+
+
+def pool_of(kind: str) -> Examples:
+    """Eight classes of six examples, as features (M, 6) or images (M, 1, 8, 8)."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(8), 6)
+    shape = (6,) if kind == "features" else (1, 8, 8)
+    x = rng.normal(size=(8, *shape))[y] + 0.5 * rng.normal(size=(48, *shape))
+    return Examples(x.astype(np.float32), y, tuple(f"class {label}" for label in range(8)))
+
+
+def episodes_for(info: MethodInfo, kind: str = "features") -> Episodes:
+    nota = 0.4 if info.cls.answers_none else 0.0  # type: ignore[attr-defined]
+    return Episodes(pool=pool_of(kind), way=3, shot=2, queries=3, nota=nota, count=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """How learners of one kind of input are tried: a stream of tasks, and a look at the answers of what was learnt."""
+
+    stream: Callable[[MethodInfo], Any]
+    answers: Callable[[Any, Any], np.ndarray]  # (fitted, stream)
+
+
+TRIALS: dict[str, Trial] = {
+    kind: Trial(partial(episodes_for, kind=kind), lambda fitted, stream: evaluate(fitted, stream).answers)
+    for kind in ("features", "images")
+}
+
+
+def trials(info: MethodInfo) -> list[Trial]:
+    kinds: tuple[str, ...] = info.cls.inputs  # type: ignore[attr-defined]
+    unknown = set(kinds) - set(TRIALS)
+    assert not unknown, f"no trial of learners of {', '.join(unknown)}: add one to TRIALS"
+    return [TRIALS[kind] for kind in kinds]
+
+
+def written(fitted: Any, folder: Path) -> dict[str, bytes]:
+    save(fitted, folder)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@learning
+def test_learning_is_repeatable_touches_nothing_and_survives_the_disk(
+    info: MethodInfo, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number, trial in enumerate(trials(info)):
+        method, watch = small(info), Watch(progress=False)
+        stream, same = trial.stream(info), trial.stream(info)
+        torch.manual_seed(1)
+        fitted = method.meta_fit(stream, watch=watch)
+        answers = trial.answers(fitted, stream)
+        first = written(fitted, tmp_path / f"{number}-first")
+        assert method == small(info)
+        if isinstance(stream, Episodes):
+            np.testing.assert_array_equal(stream.pool.x, same.pool.x)
+            np.testing.assert_array_equal(stream.pool.y, same.pool.y)
+
+        torch.manual_seed(2)  # whatever was drawn elsewhere in between
+        again = method(stream, watch=watch)  # calling a learner is meta_fit
+        assert written(again, tmp_path / f"{number}-again") == first
+
+        np.testing.assert_array_equal(trial.answers(fitted, stream), answers)  # adapting leaves no trace
+        loaded = load(tmp_path / f"{number}-first")
+        assert loaded.learner == method
+        np.testing.assert_array_equal(trial.answers(loaded, stream), answers)
+    assert capfd.readouterr() == ("", ""), "a learner that is told to be silent is silent"
+
+
+@of_tasks
+def test_adapting_sees_the_support_alone(info: MethodInfo) -> None:
+    stream = episodes_for(info)
+    fitted = small(info).meta_fit(stream, watch=Watch(progress=False))
+    task = stream.task(3)
+    predictor = fitted.adapt(task)
+    answers = predictor(task.query.x)
+    assert answers.shape == task.query.y.shape
+    assert answers.dtype == np.int64
+    assert set(answers.tolist()) <= set(range(task.way + 1))
+    lied = replace(task, query=replace(task.query, y=np.zeros_like(task.query.y)))
+    np.testing.assert_array_equal(fitted.adapt(lied)(task.query.x), answers)
+    one_by_one = [predictor(task.query.x[row : row + 1])[0] for row in range(len(answers))]
+    assert np.mean(one_by_one == answers) > 0.95  # but for rounding: an answer must not depend on the other queries
+
+
+@of_tasks
+def test_tasks_that_cannot_be_learnt(info: MethodInfo) -> None:
+    stream = episodes_for(info)
+    fitted = small(info).meta_fit(stream, watch=Watch(progress=False))
+    task = stream.task(0)
+    alone = Examples(task.support.x[:2], np.array([0, 0]), ("one",))
+    with pytest.raises(InputError, match="one class: there is nothing to tell apart"):
+        fitted.adapt(Task(alone, task.query))
+    with pytest.raises(InputError, match="has no example in the support"):
+        fitted.adapt(Task(task.support.take([0, 1, 2, 3]), task.query))
+    with pytest.raises(InputError, match="NaN or infinite"):
+        fitted.adapt(task)(np.full_like(task.query.x, np.nan))
+
+
+@pytest.mark.parametrize(
+    "info", [info for info in LEARN if "images" in info.cls.inputs and hasattr(info(), "seed")], ids=named
+)
+def test_the_seed_of_a_learner_matters(info: MethodInfo, tmp_path: Path) -> None:
+    stream, watch = episodes_for(info, "images"), Watch(progress=False)
+    fitted = (replace(small(info), seed=seed).meta_fit(stream, watch=watch) for seed in (0, 1))
+    first, second = (written(one, tmp_path / str(seed)) for seed, one in enumerate(fitted))
+    assert first != {**second, "learner.json": first["learner.json"]}

@@ -156,6 +156,7 @@ def test_contexts_that_are_too_small():
         ({"way": 1}, "way must be at least 2"),
         ({"shot": 5, "queries": 8}, "the class 'class 0' has 12 examples; 5 shots and 8 queries need 13"),
         ({"nota": 1.0}, "nota is a share"),
+        ({"way": 7, "queries": 3, "nota": 0.5}, "are 21 of each class left over; 'class 0' has 12 examples"),
         ({"contexts": "other"}, "contexts must be one of"),
     ],
 )
@@ -211,3 +212,10 @@ def test_classes_are_split_apart():
     with pytest.raises(InputError, match="leave 1 for valid"):
         split_classes(pool(classes=6))
     assert split_classes(pool(classes=6), valid=0)[1] is None
+
+
+def test_the_hash_tells_examples_apart():
+    one = pool()
+    assert pool().sha256 == one.sha256
+    others = [pool(x=one.x + 1), pool(classes=7), pool(contexts=np.zeros(96, dtype=np.int64)), pool(x=["a"] * 96)]
+    assert len({one.sha256, *(other.sha256 for other in others)}) == 5

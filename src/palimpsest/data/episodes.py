@@ -10,8 +10,9 @@ Shapes: M examples of a pool, C classes of it, E episodes, N ways, K shots, Q qu
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from palimpsest.core.errors import InputError
+from palimpsest.core.files import sha256_of
 from palimpsest.core.seeds import numpy_rng
 
 Contexts = Literal["any", "matched", "shift", "adversarial"]
@@ -68,6 +70,17 @@ class Examples:
     def way(self) -> int:
         """How many classes have a name."""
         return len(self.names)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of inputs, labels, names and contexts."""
+        x = self.x.numpy() if isinstance(self.x, torch.Tensor) else self.x
+        if isinstance(x, np.ndarray):
+            inputs = [hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest(), str(x.dtype), list(x.shape)]
+        else:
+            inputs = [repr(value) for value in x]
+        contexts = None if self.contexts is None else self.contexts.tolist()
+        return sha256_of([inputs, self.y.tolist(), list(self.names), contexts])
 
     @property
     def counts(self) -> np.ndarray:
@@ -203,7 +216,6 @@ class Episodes(TaskStream):
     contexts: Contexts = "any"
     count: int = 600  # episodes of one pass
     seed: int = 0
-    _last: dict[int, Rows] = field(default_factory=dict, repr=False, compare=False)  # the block drawn last
 
     def __post_init__(self) -> None:
         for name, value in (("way", self.way), ("shot", self.shot), ("queries", self.queries), ("count", self.count)):
@@ -215,7 +227,6 @@ class Episodes(TaskStream):
             raise InputError(f"contexts must be one of {', '.join(CONTEXTS)}, not '{self.contexts}'")
         if self.contexts != "any" and (self.pool.contexts is None or self.query_from is not None):
             raise InputError(f"contexts='{self.contexts}' needs one pool, with a context for each example")
-        object.__setattr__(self, "_last", {})
         self._check_sizes()
 
     def _check_sizes(self) -> None:
@@ -235,6 +246,14 @@ class Episodes(TaskStream):
                 words = words if apart else f"{self.shot} shots and {self.queries} queries"
                 raise InputError(
                     f"the class '{pool.names[short]}' has {pool.counts[short]} examples; {words} need {needed}"
+                )
+        if self.strangers:
+            pool, left = self.query_from or self.pool, self.pool.way - self.way
+            each, short = -(-self.strangers // left), int(pool.counts.argmin())
+            if pool.counts[short] < each:
+                raise InputError(
+                    f"{self.strangers} queries of none of the classes (nota={self.nota}) are {each} of each class left "
+                    f"over; '{pool.names[short]}' has {pool.counts[short]} examples (fewer ways or queries need less)"
                 )
         if self.contexts != "any":
             self._cells  # noqa: B018  (its checks are wanted now, not at the first draw)
@@ -286,6 +305,11 @@ class Episodes(TaskStream):
             self._last.clear()
             self._last[block] = self._draw(rng) if self.contexts == "any" else self._draw_in_contexts(rng)
         return self._last[block]
+
+    @cached_property
+    def _last(self) -> dict[int, Rows]:
+        """The block drawn last: training asks for one episode after the other."""
+        return {}
 
     @cached_property
     def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
@@ -431,7 +455,7 @@ def _distinct(
 
 def _check_finite(x: Any) -> None:
     if isinstance(x, torch.Tensor) and x.is_floating_point():
-        bad = torch.nonzero(~torch.isfinite(x.flatten(1) if x.ndim > 1 else x[:, None]).all(dim=1))
+        bad = torch.nonzero(~torch.isfinite(x.flatten(1) if x.ndim > 1 else x[:, None]).all(dim=1)).flatten().numpy()
     elif isinstance(x, np.ndarray) and x.dtype.kind == "f":
         bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)) if len(x) else np.empty(0)
     else:

@@ -5,6 +5,42 @@ A learner is a frozen dataclass: ``fitted = learner.meta_fit(stream)``, ``predic
 """
 
 from palimpsest.data.episodes import Episodes, Examples, Task, Tasks, TaskStream
+from palimpsest.learn.evaluation import Scores, evaluate
+from palimpsest.learn.fewshot import (
+    ANIL,
+    GPAM,
+    MAML,
+    MNAV,
+    MatchingNet,
+    OProto,
+    ProtoBias,
+    ProtoNet,
+    RelationNet,
+    SusanaDistancia,
+)
 from palimpsest.learn.learner import Fitted, Learner, Predictor, load, save
 
-__all__ = ["Episodes", "Examples", "Fitted", "Learner", "Predictor", "Task", "TaskStream", "Tasks", "load", "save"]
+__all__ = [
+    "ANIL",
+    "GPAM",
+    "MAML",
+    "MNAV",
+    "Episodes",
+    "Examples",
+    "Fitted",
+    "Learner",
+    "MatchingNet",
+    "OProto",
+    "Predictor",
+    "ProtoBias",
+    "ProtoNet",
+    "RelationNet",
+    "Scores",
+    "SusanaDistancia",
+    "Task",
+    "TaskStream",
+    "Tasks",
+    "evaluate",
+    "load",
+    "save",
+]
