@@ -69,11 +69,17 @@ def test_there_are_commands_to_try():
 @pytest.mark.parametrize("command", commands())
 def test_commands_parse(command, monkeypatch, capsys):
     """The jobs are replaced, so only names and flags are tried."""
-    from palimpsest.jobs import compare, papers, reproduce, run, single, verify
+    from palimpsest.app import server
+    from palimpsest.jobs import compare, learn, pages, papers, reproduce, run, single, verify
 
     monkeypatch.setattr(run, "run", lambda options: 0)
-    monkeypatch.setattr(compare, "VERBS", {"forget": lambda options: 0})
+    for module, name in ((compare, "VERBS"), (learn, "FAMILIES")):
+        kinds = {key: (lambda *_: 0, options) for key, (_, options) in getattr(module, name).items()}
+        monkeypatch.setattr(module, name, kinds)
     monkeypatch.setattr(papers, "papers", lambda query, options: 0)
+    monkeypatch.setattr(server, "serve", lambda options: 0)
+    monkeypatch.setattr(pages, "site", lambda options: 0)
+    monkeypatch.setattr(pages, "digest", lambda options: 0)
     monkeypatch.setattr(verify, "verify", lambda folder, options: 0)
     monkeypatch.setattr(reproduce, "reproduce", lambda slugs, options: 0)
     jobs = {verb: (lambda info, method, options: 0, kinds) for verb, (_, kinds) in single.JOBS.items()}
