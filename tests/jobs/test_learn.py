@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def test_a_learner_on_the_users_features(data, capsys):
     assert cli.main(words) == 0
     said = capsys.readouterr()
     assert "3-way 2-shot accuracy:" in said.out
-    assert "features: 13 classes (130) to train, 3 classes (30) to valid, 4 classes (40) to test on" in said.err
+    assert "on the classes for tuning:" in said.out
+    assert "features: 13 classes (130) to train on, 3 classes (30) to tune on, 4 classes (40) to test on" in said.err
     found = Evidence.read(data / "palimpsest-learn")
     accuracy = found["few_shot_accuracy"]
     assert 33 < accuracy.after <= 100
@@ -50,7 +52,7 @@ def test_a_learner_on_the_users_features(data, capsys):
 def test_pictures_are_turned_and_classes_are_as_given(data, capsys):
     words = ["learn", "few-shot", "anil", "--data", "pictures.npz", "--way", "3", "--out", "o", "--width", "4", *SMALL]
     assert cli.main(words) == 0
-    assert "images: 24 classes (240) to train, 4 classes (40) to test on\n" in capsys.readouterr().err
+    assert "images: 24 classes (240) to train on, 4 classes (40) to test on\n" in capsys.readouterr().err
     evidence = json.loads((data / "o" / "evidence.json").read_text())
     assert evidence["extras"]["training"]["way"] == 3  # a learner bound to the ways of the test
 
@@ -71,6 +73,7 @@ def test_several_learners_side_by_side(data, capsys):
     assert [line.split()[0] for line in lines] == ["protonet", "matching-net", "maml"]
     page = (data / "palimpsest-compare" / "compare.html").read_text(encoding="utf-8")
     assert "Few-shot accuracy" in page
+    assert re.search(r"<h1>(protonet|matching-net|maml) answers most: \d+\.\d%\.</h1>", page)
     with (data / "palimpsest-compare" / "compare.csv").open(newline="") as handle:
         findings = list(csv.DictReader(handle))
     assert len(findings) == 3  # every pair, on the same episodes

@@ -140,7 +140,9 @@ def compare_learners(options: CompareLearners) -> int:
         print(f"{info.name:<18} {told(evidence)[0]}", flush=True)
     if len(evidences) < 2:
         raise InputError("fewer than two methods can serve this data")
-    _say(f"wrote {page.write(evidences, out)}")
+    best = max(evidences, key=lambda one: one.measurements[0].after or 0.0)
+    headline = f"{best.method['name']} answers most: {best.measurements[0].after:.1f}%"
+    _say(f"wrote {page.write(evidences, out, headline)}")
     return 0
 
 
@@ -187,10 +189,12 @@ def prepare(options: FewShotData) -> Material:
         nota=options.nota,
         count=options.test_episodes,
     )
+    uses = {"train": "train", "valid": "tune", "test": "test"}
     parts = ", ".join(
-        f"{found['classes']} classes ({found['rows']:,}) to {part}" for part, found in splits.describe().items()
+        f"{found['classes']} classes ({found['rows']:,}) to {uses[part]} on"
+        for part, found in splits.describe().items()
     )
-    _say(f"{splits.kind}: {parts} on" + ("" if splits.given else "; split by us, since the data do not say"))
+    _say(f"{splits.kind}: {parts}" + ("" if splits.given else "; split by us, since the data do not say"))
     return Material(splits, test, options, grey)
 
 
@@ -215,7 +219,7 @@ def _with_features(splits: Splits, options: FewShotData) -> Splits:
 def attempt(info: MethodInfo, method: Any, material: Material, watch: Any = None) -> tuple[Any, Evidence]:
     """A method meta-trained and tested, beside itself without training."""
     from palimpsest.core.watch import Watch
-    from palimpsest.learn.evaluation import evaluate
+    from palimpsest.learn.evaluation import evaluate, interval
 
     if getattr(info.cls, "family", "") != FAMILY:
         raise InputError(f"{info.name} is no few-shot learner of features or images")
@@ -239,6 +243,9 @@ def attempt(info: MethodInfo, method: Any, material: Material, watch: Any = None
     }
     if not fitted.learner.raw:
         extras["embedding"] = embedding_of(fitted, material.test)
+    if material.splits.valid is not None and material.splits.valid.way >= material.test.way + (material.test.nota > 0):
+        held_out = evaluate(fitted, replace(material.test, pool=material.splits.valid))
+        extras["tuning"] = interval(100 * held_out.accuracy)
     evidence = Evidence(
         kind="learn",
         measurements=tuple(measurements),
@@ -262,6 +269,9 @@ def told(evidence: Evidence) -> list[str]:
     ]
     if episode["nota"]:
         lines[0] += f", {episode['nota']:.0%} of the queries of no class (always saying so would score that)"
+    if "tuning" in evidence.extras:
+        mean, low, _ = evidence.extras["tuning"]
+        lines.append(f"on the classes for tuning: {mean:.2f} ± {mean - low:.2f} % (choose by these, not by the above)")
     return lines
 
 

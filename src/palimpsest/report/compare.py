@@ -111,13 +111,13 @@ def unbeaten(findings: Sequence[Finding], measurement: str, label: str) -> bool:
     return bool(own) and all(f.better in ("", label) for f in own)
 
 
-def write(evidences: Sequence[Evidence], folder: str | Path) -> Path:
+def write(evidences: Sequence[Evidence], folder: str | Path, headline: str | None = None) -> Path:
     """Write ``compare.html`` and ``compare.csv`` into `folder`; returns the path of the page."""
     from palimpsest.report.html import compare_page
 
     findings = compare(evidences)
     page = Path(folder) / "compare.html"
-    compare_page(evidences, findings, page)
+    compare_page(evidences, findings, page, headline)
     with (
         atomic_file(page.with_suffix(".csv")) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as handle,

@@ -71,8 +71,10 @@ def _sentences(evidence: Evidence) -> list[str]:
         said.append(f"Guessing would be right in {100 / episode['way']:.0f} percent.")
     if main.before is not None and evidence.method["config"].get("steps"):
         gain = main.after - main.before
-        way = "more" if gain >= 0 else "less"
-        said.append(f"That is {abs(gain):.1f} points {way} than the same comparison without meta-training.")
+        way = "adds" if gain >= 0 else "takes"
+        said.append(
+            f"Meta-training {way} {abs(gain):.1f} points: without it the same comparison reaches {main.before:.1f}."
+        )
     return said
 
 

@@ -77,8 +77,13 @@ def write(evidence: Evidence, folder: str | Path) -> Path:
     return path
 
 
-def compare_page(evidences: Sequence[Evidence], findings: Sequence[Finding], path: Path) -> None:
-    """Write the page that holds several methods against each other.  `findings` as from `compare.compare`."""
+def compare_page(
+    evidences: Sequence[Evidence], findings: Sequence[Finding], path: Path, headline: str | None = None
+) -> None:
+    """Write the page that holds several methods against each other.  `findings` as from `compare.compare`.
+
+    `headline`: by default how many of the verdicts are good.
+    """
     names = labels(evidences)
     verdicts = [verdict(evidence) for evidence in evidences]
     tested = [f for f in findings if f.p is not None]
@@ -90,7 +95,7 @@ def compare_page(evidences: Sequence[Evidence], findings: Sequence[Finding], pat
     context = {
         "title": f"Comparison \N{MIDDLE DOT} {', '.join(names)}",
         "kicker": "comparison",
-        "headline": f"{holding or 'None'} of {len(names)} methods {verb} up",
+        "headline": headline or f"{holding or 'None'} of {len(names)} methods {verb} up",
         "tests_shown": f"{shown} of {len(tested)} paired tests show a difference." if tested else "",
         "identical": identical(evidences),
         "undertext": sha256_of(names),
