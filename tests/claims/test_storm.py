@@ -21,12 +21,10 @@ def vectors(monkeypatch):
 def test_one_seed_at_a_small_scale():
     measured = storm.measure(0, scale=0.1)
     control = storm.measure(0, mechanism=False, scale=0.1)
-    assert set(measured) == set(control)
+    assert set(storm.measure.names) <= set(control) < set(measured)
     assert all(np.isfinite(value) for value in measured.values())
-    changed = {"storm", "auc", "auc_own_loss", "gap_closed", "weight_right", "weight_wrong", "times_slower"}
-    for name, value in measured.items():
-        if name.split("_", 1)[1] not in changed:
-            assert control[name] == value, name  # the control changes STORM only
+    for name in ("questions_plain", "questions_auc_loss", "digits_plain", "digits_auc_loss", "clean_plain"):
+        assert control[name] == measured[name]  # the control changes STORM only
     assert control["digits_auc"] != measured["digits_auc"]
 
 

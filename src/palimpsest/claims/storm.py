@@ -53,18 +53,26 @@ _HELD_OUT = 0.1  # of the noisy training samples, for early stopping
     ),
     minutes=3,
     data="real: TREC questions (generated ones where the development data are missing) and scikit-learn digits",
-    note="Accuracy in percent on clean test labels; auc: of the weights, auc_loss: of plain training's final losses.",
+    note=(
+        "Accuracy in percent on clean test labels; auc: of the weights, auc_loss: of plain training's final losses. "
+        "Under noise all holds; with all labels right it costs the questions about a point, because some sample of a "
+        "batch always gets little weight. On noisy questions early stopping and trimming (told the rate) do better."
+    ),
 )
 def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, float]:
     values: dict[str, float] = {"questions_are_real": float(_collection() is not None)}
     for task in (questions(seed, scale), digits(seed, scale)):
-        values |= {f"{task.name}_{name}": value for name, value in task.compare(mechanism).items()}
+        found = task.compare(mechanism)
+        if mechanism:  # the control would leave the rivals as they are
+            found |= task.rivals()
+        values |= {f"{task.name}_{name}": value for name, value in found.items()}
     clean = questions(seed, scale, share=0.0)
     values["clean_plain"] = clean.score(clean.plain.train(clean.start, clean.noisy))
     values["clean_storm"] = clean.score(clean.storm(mechanism).model)
-    rule = digits(seed, scale, share=LEARNABLE, how="next")
-    values["next_plain"] = rule.score(rule.plain.train(rule.start, rule.noisy))
-    values["next_storm"] = rule.score(rule.storm(mechanism).model)
+    if mechanism:
+        rule = digits(seed, scale, share=LEARNABLE, how="next")
+        values["next_plain"] = rule.score(rule.plain.train(rule.start, rule.noisy))
+        values["next_storm"] = rule.score(rule.storm(mechanism).model)
     return values
 
 
@@ -110,31 +118,22 @@ class Task:
     def score(self, model: nn.Module) -> float:
         return 100 * noise.agreement(model, self.test)
 
+    @property
+    def right(self) -> np.ndarray:
+        return ~self.flipped[1].numpy()
+
     def compare(self, mechanism: bool) -> dict[str, float]:
+        """STORM and plain training: accuracy, and how well weights and losses tell right labels from wrong ones."""
         from sklearn.metrics import roc_auc_score
 
-        right = ~self.flipped[1].numpy()
         began = time.perf_counter()
         plain = self.plain.train(self.start, self.noisy)
         took = time.perf_counter() - began
         storm = self.storm(mechanism)
-        held_out = round(_HELD_OUT * len(self.noisy))
-        rest, aside = np.arange(held_out, len(self.noisy)), np.arange(held_out)
-        smooth = Vectors(self.noisy.inputs, self.noisy.labels, self.noisy.classes, smoothing=0.1)
-        arms = {
-            "plain": plain,
-            "storm": storm.model,
-            "stopped": self.plain.stopped_early(self.start, self.noisy.select(rest), self.noisy.select(aside)),
-            "smooth": self.plain.train(self.start, smooth),
-            "trimmed": self.plain.small_loss(self.start, self.noisy, self.share),
-            "agra": self.plain.agra(self.start, self.noisy),
-            "oracle": self._oracle(right),
-        }
-        values = {name: self.score(model) for name, model in arms.items()}
-        gap = values["oracle"] - values["plain"]
-        weights = storm.weights[:, -1]
-        return values | {
-            "gap_closed": 100 * (values["storm"] - values["plain"]) / gap if gap > 0 else 0.0,
+        weights, right = storm.weights[:, -1], self.right
+        return {
+            "plain": self.score(plain),
+            "storm": self.score(storm.model),
             "auc": float(roc_auc_score(right, weights)),
             "auc_loss": float(roc_auc_score(right, -noise.outcomes(plain, self.noisy)[0])),
             "auc_own_loss": float(roc_auc_score(right, -noise.outcomes(storm.model, self.noisy)[0])),
@@ -142,6 +141,20 @@ class Task:
             "weight_wrong": float(weights[~right].mean()),
             "times_slower": storm.seconds / took,
         }
+
+    def rivals(self) -> dict[str, float]:
+        """Accuracy of the other ways to train on these labels; the oracle knows which are right."""
+        held_out = round(_HELD_OUT * len(self.noisy))
+        rest, aside = np.arange(held_out, len(self.noisy)), np.arange(held_out)
+        smooth = Vectors(self.noisy.inputs, self.noisy.labels, self.noisy.classes, smoothing=0.1)
+        arms = {
+            "stopped": self.plain.stopped_early(self.start, self.noisy.select(rest), self.noisy.select(aside)),
+            "smooth": self.plain.train(self.start, smooth),
+            "trimmed": self.plain.small_loss(self.start, self.noisy, self.share),
+            "agra": self.plain.agra(self.start, self.noisy),
+            "oracle": self._oracle(self.right),
+        }
+        return {name: self.score(model) for name, model in arms.items()}
 
     def _oracle(self, right: np.ndarray) -> nn.Module:
         """Trained as long, without the samples whose labels are wrong."""

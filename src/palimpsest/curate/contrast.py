@@ -104,7 +104,7 @@ def steps_of(expert: LM, amateur: LM, rollouts: Encoded, alpha: float) -> Steps:
             for start in range(0, len(where), _STEPS):
                 part = slice(start, start + _STEPS)
                 logits = [head(hidden[part])[:, :words].float().cpu() for _, hidden, head in sides]
-                found = contrast(*logits, alpha)
+                found = contrast(logits[0], logits[1], alpha)
                 divergence[where[part]] = found[0].numpy()
                 targets.append((found[1].numpy(), found[2].numpy()))
                 places.append(where[part])
@@ -132,7 +132,7 @@ def decode(expert: LM, amateur: LM, prompts: Sequence[np.ndarray], *, alpha: flo
                 same = [row for row in running if len(rows[row]) == length]
                 ids = torch.as_tensor(np.stack([rows[row] for row in same]))
                 sides = [lm.model(input_ids=ids.to(lm.device)).logits[:, -1, :words].cpu() for lm in (expert, amateur)]
-                _, tokens, weights = contrast(*sides, alpha)
+                _, tokens, weights = contrast(sides[0], sides[1], alpha)
                 best = tokens.gather(1, weights.argmax(1, keepdim=True)).squeeze(1)
                 chosen |= dict(zip(same, best.tolist(), strict=True))
             running = [row for row in running if chosen[row] != end]
@@ -141,6 +141,6 @@ def decode(expert: LM, amateur: LM, prompts: Sequence[np.ndarray], *, alpha: flo
             if not running:
                 break
     return [
-        expert.tokenizer.decode(row[len(prompt) :], skip_special_tokens=True)
+        str(expert.tokenizer.decode(row[len(prompt) :], skip_special_tokens=True))
         for row, prompt in zip(rows, prompts, strict=True)
     ]

@@ -54,8 +54,15 @@ class Chosen:
         labels, mask = np.full(shape, IGNORE, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         for line, (ids, targets) in enumerate(lines):
             input_ids[line, : len(ids)], labels[line, : len(ids)], mask[line, : len(ids)] = ids, targets, 1
-        tensors = map(torch.from_numpy, (input_ids, labels, mask, np.asarray(rows, dtype=np.int64)))
-        return Batch(*tensors, None, len(rows), self.batch_size)
+        return Batch(
+            torch.from_numpy(input_ids),
+            torch.from_numpy(labels),
+            torch.from_numpy(mask),
+            torch.tensor(rows),
+            None,
+            len(rows),
+            self.batch_size,
+        )
 
 
 class Distillation:

@@ -216,7 +216,7 @@ class LightReasoner:
         if self.tuned and self.steps:
             self.distil(expert, steps).save(Path(self.tuned))
         parts_of = [slice(a, b) for a, b in zip(steps.offsets, steps.offsets[1:], strict=False)]
-        responses = [ids[start:] for ids, start in zip(steps.rollouts.ids, steps.rollouts.starts, strict=True)]
+        responses = [ids[start:].tolist() for ids, start in zip(steps.rollouts.ids, steps.rollouts.starts, strict=True)]
         told = {
             "steps": len(steps.divergence),
             "chosen": int(steps.chosen.sum()),

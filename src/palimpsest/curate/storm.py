@@ -4,7 +4,7 @@
 labelled samples and a model with dropout; no clean labels.  A `Rescaler` gives each sample of a batch a weight; the
 model takes a step on the weighted loss, and the rescaler is changed so that the step would have helped on another batch
 of the same noisy data, whose losses it weighs as well.  The weights rank samples by suspicion.  Six forward passes a
-step instead of one make about five times the time.  Wrong labels that follow a rule the model can learn are believed.
+step instead of one make about five times the time.  Of labels that are mostly wrong it would believe the wrong ones.
 
 The training loop is in `bilevel`.  Shapes: N samples, B a batch, E epochs.
 """
