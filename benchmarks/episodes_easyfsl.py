@@ -10,11 +10,14 @@ up; beside it stands its classifier alone, on episodes that are already in memor
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 import torch
-from easyfsl.methods import PrototypicalNetworks
-from easyfsl.samplers import TaskSampler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common import in_turns, ratio_of, report
 from palimpsest.core.watch import Watch
@@ -24,6 +27,20 @@ from palimpsest.learn import ProtoNet, evaluate
 EPISODES, SHARE = 10_000, 20
 CLASSES, EACH, D = 60, 40, 384
 WAY, SHOT, QUERIES = 5, 5, 15
+
+
+def peer() -> tuple[Any, Any]:
+    """easyfsl's prototypical network and its sampler."""
+    if importlib.util.find_spec("torchvision") is None:  # what easyfsl takes from it when imported is not used here
+        for part in ("", ".models", ".models.resnet", ".transforms", ".datasets"):
+            stand_in = ModuleType(f"torchvision{part}")
+            stand_in.__getattr__ = lambda name: type(name, (), {})  # type: ignore[method-assign]
+            sys.modules[stand_in.__name__] = stand_in
+    Sampler.__init__ = lambda self, data_source=None: None  # type: ignore[method-assign]  # easyfsl 1.5 still passes it
+    from easyfsl.methods import PrototypicalNetworks
+    from easyfsl.samplers import TaskSampler
+
+    return PrototypicalNetworks, TaskSampler
 
 
 class Features(Dataset):
@@ -49,14 +66,15 @@ def main() -> None:
     pool = Examples(x.astype(np.float32), y, tuple(map(str, range(CLASSES))))
     episodes = Episodes(pool=pool, way=WAY, shot=SHOT, queries=QUERIES, count=EPISODES)
     fitted = ProtoNet(steps=0).meta_fit(episodes, watch=Watch(progress=False))
-    features, model = Features(pool), PrototypicalNetworks().eval()
+    network, task_sampler = peer()
+    features, model = Features(pool), network().eval()
     found: dict[str, float] = {}
 
     def ours() -> None:
         found["ours"] = float(evaluate(fitted, episodes).accuracy.mean())
 
     def theirs() -> None:
-        sampler = TaskSampler(features, WAY, SHOT, QUERIES, EPISODES // SHARE)
+        sampler = task_sampler(features, WAY, SHOT, QUERIES, EPISODES // SHARE)
         loader = DataLoader(features, batch_sampler=sampler, collate_fn=sampler.episodic_collate_fn)
         right = total = 0
         with torch.no_grad():

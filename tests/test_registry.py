@@ -22,6 +22,7 @@ from palimpsest.core.errors import InputError
 from palimpsest.core.methods import MethodInfo, all_methods, config_of, get, info_of, kebab
 from palimpsest.core.watch import Watch
 from palimpsest.data.episodes import Episodes, Examples, Task
+from palimpsest.data.functions import Dense, FunctionStream
 from palimpsest.data.records import select_questions
 from palimpsest.data.request import ForgetRequest
 from palimpsest.data.world import World
@@ -210,6 +211,10 @@ TRIALS: dict[str, Trial] = {
     kind: Trial(partial(episodes_for, kind=kind), lambda fitted, stream: evaluate(fitted, stream).answers)
     for kind in ("features", "images")
 }
+TRIALS["functions"] = Trial(
+    lambda info: FunctionStream(Dense(2), points=6, batch_size=8),
+    lambda fitted, stream: fitted.predictions(**{name: stream(5)[name] for name in "xy"}).numpy(),
+)
 
 
 def trials(info: MethodInfo) -> list[Trial]:

@@ -18,18 +18,22 @@ from palimpsest.learn.fewshot import (
     RelationNet,
     SusanaDistancia,
 )
+from palimpsest.learn.incontext import GPICL, BayesianPrism, MomentumAttention
 from palimpsest.learn.learner import Fitted, Learner, Predictor, load, save
 
 __all__ = [
     "ANIL",
     "GPAM",
+    "GPICL",
     "MAML",
     "MNAV",
+    "BayesianPrism",
     "Episodes",
     "Examples",
     "Fitted",
     "Learner",
     "MatchingNet",
+    "MomentumAttention",
     "OProto",
     "Predictor",
     "ProtoBias",

@@ -31,6 +31,8 @@ from palimpsest.models.convnet import network_for
 Batch = dict[str, Tensor]
 
 _EMBEDDED = 512  # inputs embedded at once when nothing is trained
+_GRAM = 8192  # rows of the largest pool whose products are all computed: 256 MB
+_LOOKED_UP = 128  # episodes whose products are looked up together
 _SCORED = 2**19  # numbers of query embeddings scored at once: they stay in the processor's cache
 
 
@@ -64,6 +66,7 @@ class Episodic(Learner):
     norm: ClassVar[str] = "batch"
     fixed_way: ClassVar[bool] = False  # whether a task must have as many ways as the training episodes
     raw: ClassVar[bool] = False  # whether `scores` takes inputs as they are, in the place of embeddings
+    by_products: ClassVar[bool] = False  # whether there are `product_scores`
     answers_none: ClassVar[bool] = False  # whether "none of them" is among its answers
 
     steps: int = 2000
@@ -88,6 +91,10 @@ class Episodic(Learner):
 
     def scores(self, network: Any, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Logits (E, Q, N), or (E, Q, N+1) with "none of them", from embeddings (E, S, d), labels (E, S), (E, Q, d)."""
+        raise NotImplementedError
+
+    def product_scores(self, products: Products) -> Tensor:
+        """`scores` from dot products alone, of episodes with equal shots; only where `by_products` says so."""
         raise NotImplementedError
 
     def loss(self, network: Any, batch: Batch, way: int) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
@@ -191,6 +198,9 @@ class FittedEpisodic:
             raise InputError(f"episodes of {episodes.way} ways; the learner was trained on {self.way} ways")
         pool = self.embed(episodes.pool.x)
         asked = pool if episodes.query_from is None else self.embed(episodes.query_from.x)
+        if self.learner.by_products and asked is pool and _products_pay(pool, rows):
+            yield from map(self.learner.product_scores, _products(pool, rows))
+            return
         labels = torch.arange(rows.support.shape[1]).repeat_interleave(rows.support.shape[2])
         support, query = torch.from_numpy(rows.support).flatten(1), torch.from_numpy(rows.query)
         size = max(1, _SCORED // (query.shape[1] * pool[0].numel()))
@@ -268,6 +278,38 @@ def embedded(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+@dataclass(frozen=True)
+class Products:
+    """Dot products of E embedded episodes with N ways of K shots."""
+
+    query_support: Tensor  # (E, Q, N, K)
+    support_support: Tensor  # (E, N, K, K), within each class
+    query_query: Tensor  # (E, Q), of each query with itself
+
+
+def _products_pay(pool: Tensor, rows: Rows) -> bool:
+    """Whether all products of a pool are cheaper than gathering embeddings: of a small pool, drawn from often."""
+    return pool.ndim == 2 and len(pool) <= _GRAM and len(pool) ** 2 <= 32 * rows.query.size
+
+
+def _products(pool: Tensor, rows: Rows) -> Iterator[Products]:
+    """The pool's products are computed once and looked up: an episode then reads numbers in the place of vectors."""
+    with torch.no_grad():
+        size = len(pool)
+        gram = (pool @ pool.T).view(-1)
+        support = torch.from_numpy(rows.support.astype(np.int32))
+        query = torch.from_numpy(rows.query.astype(np.int32))
+        for start in range(0, len(rows), _LOOKED_UP):
+            s, q = support[start : start + _LOOKED_UP], query[start : start + _LOOKED_UP]
+            places = (q * size)[:, :, None] + s.flatten(1)[:, None]
+            own = (s * size)[..., None] + s[:, :, None]
+            yield Products(
+                gram.index_select(0, places.view(-1)).view(*q.shape, *s.shape[1:]),
+                gram.index_select(0, own.view(-1)).view(own.shape),
+                gram.index_select(0, (q * (size + 1)).view(-1)).view(q.shape),
+            )
 
 
 def class_means(support: Tensor, labels: Tensor, way: int) -> Tensor:

@@ -25,6 +25,8 @@ from palimpsest.models.convnet import network_for
 
 Weights = dict[str, Tensor]
 
+_WEIGHTS = 2**23  # bytes of adapted weights at once: more of them leave the processor's cache
+
 
 @method(verb="learn", paper="susana_distancia", name="maml")
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,8 @@ class MAML(Episodic):
             start = dict(network.named_parameters())
             return output(descend(output, start, support, labels, self.inner_lr, steps, self.first_order), query)
 
-        return vmap(one)(support, labels, query)
+        size = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+        return vmap(one, chunk_size=max(1, _WEIGHTS // size))(support, labels, query)
 
 
 @method(verb="learn", paper="susana_distancia", name="anil")
