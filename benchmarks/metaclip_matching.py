@@ -2,8 +2,9 @@
 
 (1) Captions a second on one core: our matcher against pyahocorasick as the official code uses it (space the text, walk
 the automaton, collect the entries in a set), results compared.  ahocorasick-rs, one call a caption, for the record.
-(2) The engine (match, count, balance, write) with one process and with one a core.
-(3) With ``--rows 10000000``: the same over that many captions; peak memory of all processes together.
+(2) The engine (match, count, balance, write) on ten million captions, on one core and on all; beside it what the
+machine itself gives: the bare matcher in as many processes as there are cores, none of which knows of the others.
+(3) The same runs' peak memory, of all processes together.
 
 Words are random letters with frequencies by Zipf's law; every other caption is made of words that no entry names.
 
@@ -14,7 +15,9 @@ Words are random letters with frequencies by Zipf's law; every other caption is 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,7 +36,7 @@ from palimpsest.curate.matching import Matcher, spaced
 from palimpsest.curate.workers import cores
 
 WORDS, ENTRIES, SHARD = 400_000, 500_000, 250_000
-SPREAD = 24 * SHARD  # rows of the second part: starting a process and its index takes as long as half a million
+ROWS = 10_000_000  # of the second part: starting a process and its index takes as long as half a million
 SAMPLE = 20_000  # captions matched by the slow sides
 
 
@@ -110,29 +113,66 @@ def match(names: list[str], texts: pa.Array) -> None:
 
 
 def spread(folder: Path, rows: int) -> None:
+    memory = PeakMemory()
+
     def on(count: int) -> None:
         """A process of its own, because a process's threads stay on the cores they were started on."""
-        subprocess.run([sys.executable, __file__, "--on", str(folder), str(count)], check=True)
+        with memory:
+            subprocess.run([sys.executable, __file__, "--on", str(folder), str(count)], check=True)
 
     alone, together = in_turns(lambda: on(1), lambda: on(cores()), rounds=2)
+    result = json.loads((folder / "out" / "curation.json").read_text())
     report(
         f"metaclip: the engine on {cores()} cores against one",
         0.9 * cores(),
         ratio_of(alone, together),
+        machine_itself=ceiling(folder),
+        rows=rows,
         rows_per_second_one_core=rows / float(np.median(alone)),
         rows_per_second_all_cores=rows / float(np.median(together)),
     )
+    report(
+        f"metaclip: GiB of memory for {rows:,} captions on {cores()} cores",
+        2,
+        memory.peak,
+        at_most=True,
+        seconds=float(np.median(together)),
+        kept=result["kept"],
+        expected=result["notes"]["numbers"]["expected"],
+    )
+
+
+def ceiling(folder: Path) -> float:
+    """How many times the matching of one process is done by one a core, without any engine."""
+
+    def matched(count: int) -> float:
+        commands = [[sys.executable, __file__, "--match", str(folder), str(core)] for core in range(count)]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+        return float(np.mean([float(process.communicate()[0]) for process in running]))
+
+    return float(np.median([cores() * matched(1) / matched(cores()) for _ in range(3)]))
+
+
+def match_on(folder: Path, core: int) -> float:
+    """Seconds of matching a shard ten times on one core."""
+    os.sched_setaffinity(0, [sorted(os.sched_getaffinity(0))[core]])
+    matcher = Matcher((folder / "entries.txt").read_text().splitlines())
+    texts = pyarrow.parquet.read_table(folder / "pool" / "00000.parquet")["text"].combine_chunks()
+    began = time.perf_counter()
+    for _ in range(10):
+        matcher(texts)
+    return time.perf_counter() - began
 
 
 def work(folder: Path, count: int) -> None:
     """Curate the pool in `folder` on the first `count` cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
-    with tempfile.TemporaryDirectory(dir=folder) as out:
-        run(MetaCLIP(metadata=str(folder / "entries.txt"), id="id"), folder / "pool", out, progress="")
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    run(MetaCLIP(metadata=str(folder / "entries.txt"), id="id"), folder / "pool", folder / "out", progress="")
 
 
 class PeakMemory:
-    """The most memory (proportional set size, GiB) that this process and all below it held at once while inside."""
+    """The most memory (proportional set size, GiB) that all processes below this one held at once while inside."""
 
     peak = 0.0
 
@@ -148,10 +188,11 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._done.wait(0.2):
-            self.peak = max(self.peak, sum(map(_held, _family(os.getpid()))) / 2**20)
+            self.peak = max(self.peak, sum(map(_held, _family(os.getpid())[1:])) / 2**20)
 
 
 def _family(root: int) -> list[int]:
+    """A process, and all below it."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -173,23 +214,6 @@ def _held(process: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
-def large(folder: Path, method: MetaCLIP, rows: int) -> None:
-    began = time.perf_counter()
-    with PeakMemory() as memory:
-        result = run(method, folder / "pool", folder / "out", progress="")
-    seconds = time.perf_counter() - began
-    report(
-        f"metaclip: GiB of memory for {rows:,} captions on {cores()} cores",
-        2,
-        memory.peak,
-        at_most=True,
-        seconds=seconds,
-        rows_per_second=rows / seconds,
-        kept=result.kept,
-        expected=result.notes["numbers"]["expected"],
-    )
-
-
 def write_pool(folder: Path, vocabulary: np.ndarray, rows: int) -> None:
     (folder / "pool").mkdir(exist_ok=True)
     for shard in range(-(-rows // SHARD)):
@@ -200,28 +224,26 @@ def write_pool(folder: Path, vocabulary: np.ndarray, rows: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=0, help="captions of the third part; 0: without it")
+    parser.add_argument("--rows", type=int, default=ROWS, help="captions of the second part")
     parser.add_argument("--on", nargs=2, metavar=("FOLDER", "CORES"), help=argparse.SUPPRESS)
+    parser.add_argument("--match", nargs=2, metavar=("FOLDER", "CORE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.on:
         work(Path(arguments.on[0]), int(arguments.on[1]))
         return
-    rows = arguments.rows
+    if arguments.match:
+        print(match_on(Path(arguments.match[0]), int(arguments.match[1])))
+        return
     rng = np.random.default_rng(0)
     vocabulary = words(rng)
     names = entries(vocabulary, rng)
+    match(names, captions(vocabulary, 200_000, rng))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "entries.txt").write_text("\n".join(names))
-        method = MetaCLIP(metadata=str(folder / "entries.txt"), id="id")
-        if rows:
-            write_pool(folder, vocabulary, rows)
-            del vocabulary, names
-            large(folder, method, rows)
-        else:
-            match(names, captions(vocabulary, 200_000, rng))
-            write_pool(folder, vocabulary, SPREAD)
-            spread(folder, SPREAD)
+        write_pool(folder, vocabulary, arguments.rows)
+        del vocabulary, names
+        spread(folder, arguments.rows)
 
 
 if __name__ == "__main__":

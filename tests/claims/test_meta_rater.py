@@ -9,11 +9,19 @@ pytest.importorskip("daft")
 def test_one_seed_at_a_small_scale():
     measured = meta_rater.measure(0, scale=0.1)
     control = meta_rater.measure(0, mechanism=False, scale=0.1)
-    assert set(measured) == set(control)
+    assert set(measured) - set(control) == {"random_x1.5", "random_x2.5", "catch_up"}
+    assert 1 <= measured["catch_up"] <= 2.5
     for name in ("random", "single", "uniform", "signal"):
         assert control[name] == measured[name]  # the control changes the learned mixture only
     assert control["learned"] != measured["learned"]
     assert all(np.isfinite(value) for value in measured.values())
+
+
+def test_catching_up():
+    assert meta_rater._catch_up([3.0, 2.0, 1.0], 2.0) == pytest.approx(1.5)
+    assert meta_rater._catch_up([3.0, 2.0, 1.0], 2.5) == pytest.approx(1.5**0.5)
+    assert meta_rater._catch_up([3.0, 2.0, 1.0], 0.5) == 2.5
+    assert meta_rater._catch_up([3.0, 3.5, 1.0], 3.2) == 1
 
 
 def test_documents_have_the_sides_that_the_scores_see():
