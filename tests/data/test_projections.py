@@ -89,7 +89,7 @@ def test_any_stream_of_tasks_can_be_projected() -> None:
 def test_scaling_uses_the_support_alone() -> None:
     support = np.array([[1.0, 3.0], [3.0, 5.0]])
     torch.testing.assert_close(scaled([[3.0, 3.0 + 2**0.5]], support), torch.tensor([[0.0, 1.0]]))
-    with pytest.raises(InputError, match=r"row 0, column 1 is nan"):
+    with pytest.raises(InputError, match=r"row 0, column 1 is NaN or infinite"):
         scaled([[0.0, float("nan")]], support)
     with pytest.raises(InputError, match=r"not \(1, 3\)"):
         scaled([[0.0, 1.0, 2.0]], support)
@@ -100,7 +100,7 @@ def test_scaling_uses_the_support_alone() -> None:
 def test_bad_input_is_said(digits: BaseSet) -> None:
     with pytest.raises(InputError, match="3 inputs but 2 labels"):
         BaseSet.of(np.ones((3, 2)), np.zeros(2))
-    with pytest.raises(InputError, match=r"row 1, column 0 of the inputs is nan"):
+    with pytest.raises(InputError, match=r"row 1, column 0 of the inputs is NaN"):
         BaseSet.of(np.array([[1.0], [np.nan]]), [0, 1])
     with pytest.raises(InputError, match="at least 2 classes"):
         BaseSet.of(np.eye(2), [1, 1])

@@ -46,7 +46,7 @@ class BaseSet:
             raise InputError(f"{len(inputs)} inputs but {len(labels)} labels")
         if not np.isfinite(inputs).all():
             row, column = np.argwhere(~np.isfinite(inputs))[0]
-            raise InputError(f"row {row}, column {column} of the inputs is {inputs[row, column]}, not a finite number")
+            raise InputError(f"row {row}, column {column} of the inputs is NaN or infinite")
         known, numbered = np.unique(labels, return_inverse=True)
         if len(known) < 2:
             raise InputError(f"a base set needs at least 2 classes, not {len(known)}")
@@ -190,7 +190,7 @@ def scaled(x: Any, support: Any) -> Tensor:
         raise InputError(f"inputs must be (rows, features) like the support, not {tuple(inputs.shape)}")
     if not torch.isfinite(inputs).all():
         row, column = (~torch.isfinite(inputs)).nonzero()[0].tolist()
-        raise InputError(f"row {row}, column {column} is {float(inputs[row, column])}, not a finite number")
+        raise InputError(f"row {row}, column {column} is NaN or infinite")
     spread = known.std(correction=0)
     if not spread > 0:
         raise InputError("all numbers of the support are equal: there is nothing to learn from")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -66,6 +66,8 @@ class GPICL(Learner):
     adam_epsilon: float = 1e-10
     clip: float = 2.0
     seed: int = 0
+
+    answers_none: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.adam_epsilon <= 0:
@@ -131,15 +133,12 @@ class InContextClassifier:
     def adapt(self, task: Task) -> InContextPredictor:
         """A predictor that answers from the task's support, shuffled, scaled and projected as in training.
 
-        Raises `InputError` for more classes or examples than the model was trained for, a support without example or
-        spread, and inputs that are not finite numbers in rows of one length.
+        Raises `InputError` for a task that cannot be learnt (`Task.check`), more classes or examples than the model was
+        trained for, and inputs that are not finite numbers in rows of one length, with some spread.
         """
-        support = task.support
-        if len(support) == 0:
-            raise InputError("a task needs at least 1 labelled example")
-        if task.way > self.classes or support.y.max() >= self.classes:
-            most = max(task.way, int(support.y.max()) + 1)
-            raise InputError(f"the task has {most} classes, the model knows {self.classes}")
+        support = task.check().support
+        if task.way > self.classes:
+            raise InputError(f"the task has {task.way} classes, the model knows {self.classes}")
         length = self.model.config.length
         if length and len(support) >= length:
             raise InputError(
