@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from palimpsest.forget import losses
 from palimpsest.forget.ascent import LLMU, FinetuneRetain, GradDiff, GradientAscent, KLMin
+from palimpsest.forget.dmm import DMM
 from palimpsest.forget.eco import ECO
 from palimpsest.forget.eul import EUL
 from palimpsest.forget.in_context import Guardrail, InContext
@@ -17,6 +18,7 @@ from palimpsest.forget.o3 import O3
 from palimpsest.forget.preference import NPO, IdkDPO, Relabel, SimNPO
 from palimpsest.forget.retrain import Retrain
 from palimpsest.forget.rmu import RMU
+from palimpsest.forget.scrub import Scrub
 from palimpsest.forget.skill_unlearning import NeuronAdjust, SelectivePruning
 from palimpsest.forget.uoe import UOE
 from palimpsest.forget.weighted import CEU, UNDIAL, WGA, SatImp
@@ -24,6 +26,7 @@ from palimpsest.forget.whp import WhosHarryPotter
 
 __all__ = [
     "CEU",
+    "DMM",
     "ECO",
     "EUL",
     "KGA",
@@ -46,6 +49,7 @@ __all__ = [
     "Relabel",
     "Retrain",
     "SatImp",
+    "Scrub",
     "SelectivePruning",
     "SimNPO",
     "TaskVector",

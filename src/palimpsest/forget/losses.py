@@ -32,16 +32,20 @@ from palimpsest.core.losses import (
 )
 from palimpsest.core.reference import reference
 from palimpsest.forget.ascent import gradient_ascent
+from palimpsest.forget.dmm import log_odds
 from palimpsest.forget.rmu import misdirection, states_of
+from palimpsest.forget.scrub import distilled
 from palimpsest.forget.unlearn import start_logprobs
 from palimpsest.forget.weighted import ce_u, undial, weighted_ascent
 
 __all__ = [
     "ce_u",
     "cross_entropy",
+    "distilled",
     "dpo",
     "gradient_ascent",
     "kl",
+    "log_odds",
     "misdirection",
     "nll",
     "npo",
