@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from palimpsest.core.errors import InputError
-from palimpsest.models.convnet import SPREAD, ConvNet, FeatureMap, network_for
+from palimpsest.core.precision import has_fast_bf16
+from palimpsest.models.convnet import SPREAD, ConvNet, FeatureMap, halves, network_for
 
 
 @pytest.mark.parametrize(("shape", "dimensions"), [((1, 28, 28), 64), ((3, 84, 84), 1600), ((1, 8, 16), 64 * 2)])
@@ -26,7 +27,7 @@ def test_it_is_the_plain_four_blocks():
     network.eval()
     network.standardise_by(x)
     expected = torch.nn.Sequential(*plain)((x - network.mean) / network.deviation).flatten(1)
-    torch.testing.assert_close(network(x).double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(network(x), expected, rtol=1e-12, atol=1e-12)
     assert sum(p.numel() for p in ConvNet((3, 84, 84)).parameters()) == 3 * 64 * 9 + 3 * 64 * 64 * 9 + 8 * 64
 
 
@@ -61,3 +62,31 @@ def test_other_inputs_are_refused():
             network_for(x)
     with pytest.raises(InputError, match="unknown norm"):
         ConvNet((1, 28, 28), norm="layer")
+
+
+def test_half_precision_is_for_training_alone():
+    torch.manual_seed(0)
+    network = ConvNet((1, 28, 28), width=16)
+    x = torch.rand(8, 1, 28, 28)
+    exact = network.eval()(x)
+    network.bf16 = True
+    torch.testing.assert_close(network(x), exact, rtol=0, atol=0)
+    network.train()
+    trained = network(x)
+    assert trained.dtype == torch.float32
+    network.bf16 = False
+    plain = network(x)
+    assert not torch.equal(trained, plain)
+    torch.testing.assert_close(trained, plain, rtol=0.1, atol=0.1)
+
+
+def test_when_half_precision_is_chosen():
+    assert halves("bf16", (1, 8, 8), 4)
+    assert not halves("fp32", (3, 84, 84), 64)
+    assert not halves("auto", (1, 8, 8), 64)
+    assert not halves("auto", (1, 28, 28), 8)
+    assert halves("auto", (3, 84, 84), 64) == has_fast_bf16(
+        torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
+    with pytest.raises(InputError, match="unknown precision"):
+        halves("fp8", (3, 84, 84), 64)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import torch
 
 from palimpsest.claims import Expect, claim
 from palimpsest.core.seeds import numpy_rng
@@ -49,7 +50,7 @@ def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, 
     """Accuracies in percent over 600 episodes; separability is the ICNN score of the novel classes' embedding."""
     train, valid, test = _pools(seed)
     steps = max(5, round(STEPS * scale))
-    options = {"count": max(20, round(600 * scale)), "queries": 15}
+    count = max(20, round(600 * scale))
     measured = {}
     trained: dict[str, FittedEpisodic] = {}
     for variant, losses in VARIANTS.items():
@@ -57,11 +58,10 @@ def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, 
             trained[variant] = _best(losses, train, valid, steps, seed)
         fitted = trained.get(variant, trained["cross_entropy"])
         for shot in (1, 5):
-            scores = evaluate(fitted, Episodes(pool=test, way=5, shot=shot, seed=seed, **options))
+            scores = evaluate(fitted, Episodes(pool=test, way=5, shot=shot, seed=seed, count=count))
             measured[f"{variant}_{shot}_shot"] = 100 * float(scores.accuracy.mean())
-        embedding = fitted.embed(test.x[::4])
-        labels = test.y[::4]
-        measured[f"{variant}_separability"] = icnn_score(embedding, _tensor(labels)).item()
+        some = test.take(range(0, len(test), 4))
+        measured[f"{variant}_separability"] = icnn_score(fitted.embed(some.x), torch.from_numpy(some.y)).item()
     return measured
 
 
@@ -77,12 +77,6 @@ def _best(losses: tuple[Name, ...], train: Examples, valid: Examples, steps: int
         held_out = Episodes(pool=valid, way=5, shot=1, count=200, seed=seed)
         found.append((float(evaluate(fitted, held_out).accuracy.mean()), temperature, fitted))
     return max(found, key=lambda one: one[:2])[2]
-
-
-def _tensor(labels: np.ndarray):  # type: ignore[no-untyped-def]
-    import torch
-
-    return torch.from_numpy(labels)
 
 
 @cache

@@ -235,7 +235,7 @@ def _numbers(rows: list[dict[str, Any]], where: str) -> np.ndarray:
     for name in rows[0]:
         values = [row.get(name) for row in rows]
         try:
-            numbers = np.array([np.nan if v in (None, "", "?") else float(v) for v in values])  # type: ignore[arg-type]
+            numbers = np.array([np.nan if v in (None, "", "?") else float(v) for v in values])
         except (TypeError, ValueError):
             kinds = sorted({str(value) for value in values})
             if len(kinds) > 100:

@@ -48,7 +48,7 @@ def parse(row: Mapping[str, Any], where: str) -> Relation:
     for name, short in (("head", "h"), ("tail", "t")):
         entity = row.get(name, row.get(short))
         try:
-            places = [int(place) for place in entity[2][0]]  # type: ignore[index]
+            places = [int(place) for place in entity[2][0]]
         except (TypeError, IndexError, KeyError, ValueError):
             raise InputError(f"{where}: '{name}' must be [name, id, [[positions of its words]]]") from None
         if not places or min(places) < 0 or max(places) >= len(words):

@@ -329,9 +329,18 @@ def _measurement(name: str, values: np.ndarray, before: np.ndarray) -> Measureme
     from palimpsest.learn.evaluation import interval
 
     mean, low, high = interval(100 * values)
-    group = "few-shot"
-    kept = {"values": tuple((100 * values).tolist()), "before_values": tuple((100 * before).tolist())}
-    return Measurement(name, group, 100 * float(before.mean()), mean, None, low, high, len(values), "higher", **kept)
+    return Measurement(
+        name,
+        "few-shot",
+        before=100 * float(before.mean()),
+        after=mean,
+        low=low,
+        high=high,
+        n=len(values),
+        better="higher",
+        values=tuple((100 * values).tolist()),
+        before_values=tuple((100 * before).tolist()),
+    )
 
 
 def _half(m: Measurement) -> float:

@@ -7,6 +7,7 @@ Knows nothing of episodes.  Shapes: B inputs, D dimensions; images (B, channels,
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palimpsest.core.errors import InputError, unknown
+from palimpsest.core.precision import PRECISIONS, has_fast_bf16
 
 NORMS = ("batch", "group")
 SPREAD = (
@@ -50,8 +52,12 @@ class ConvNet(nn.Module):
         self.dimensions = width * height * wide
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("deviation", torch.ones(channels, 1, 1))
-        self.layout = torch.channels_last if norm == "batch" else torch.contiguous_format  # vmap knows one layout only
-        self.to(memory_format=self.layout)
+        self.channels_last = norm == "batch"  # `torch.func.vmap` knows the other layout only
+        self.bf16 = False  # train in bf16 (weights stay fp32); answers are always fp32
+        if self.channels_last:
+            for weight in self.parameters():
+                if weight.ndim == 4:
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def standardise_by(self, x: Any) -> None:
         """Take the mean and deviation of each channel from these images (at most 2000, evenly spread)."""
@@ -61,13 +67,31 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = (_floats(x) - self.mean) / self.deviation
-        if self.layout is torch.channels_last:
-            x = x.contiguous(memory_format=self.layout)
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 and self.training else nullcontext():
+            z = self._blocks(x).flatten(1)
+        return z.float() if z.dtype == torch.bfloat16 else z
+
+    def _blocks(self, x: Tensor) -> Tensor:
         for block, pooled in enumerate(self.pooled):
             x = self.layers[2 * block + 1](self.layers[2 * block](x))
             # the larger of two, then ReLU: the same numbers as the other way round, with a quarter of the work
             x = F.relu(F.max_pool2d(x, 2) if pooled else x)
-        return x.flatten(1).float()
+        return x
+
+
+def halves(precision: str, shape: tuple[int, ...], width: int) -> bool:
+    """Whether to train a ConvNet in bf16: "auto" does where the machine is quick at it and the images are not tiny.
+
+    1.8 times the speed of fp32 on AMX for 64 channels, at 28x28 and at 84x84.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if precision != "auto":
+        return precision == "bf16"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return len(shape) == 3 and min(shape[1:]) >= 20 and width >= 32 and has_fast_bf16(device)
 
 
 class FeatureMap(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ def relation_features(
 
 def _span_states(relations: Sequence[Relation], encoder: Encoder, batch_size: int = 64) -> np.ndarray:
     """Each of the three parts has length one."""
-    transformer, tokenizer = encoder.model[0].auto_model, encoder.model.tokenizer
+    transformer: Any = encoder.model[0].auto_model
+    tokenizer = encoder.model.tokenizer
     longest = int(encoder.model.get_max_seq_length() or 256)
     order = sorted(range(len(relations)), key=lambda row: len(relations[row].words))
     found = np.empty((len(relations), 3, encoder.dimensions), dtype=np.float32)

@@ -26,7 +26,7 @@ from palimpsest.core.seeds import seed_everything
 from palimpsest.core.watch import Watch
 from palimpsest.data.episodes import Episodes, Rows, Task, TaskStream, pick
 from palimpsest.learn.learner import Learner
-from palimpsest.models.convnet import network_for
+from palimpsest.models.convnet import ConvNet, halves, network_for
 
 Batch = dict[str, Tensor]
 
@@ -76,7 +76,7 @@ class Episodic(Learner):
     weight_decay: float = 0.0
     width: int = 64  # channels of the ConvNet that embeds images
     augment: bool | None = None  # flip and shift training images; None: coloured ones, for characters do not bear it
-    precision: str = "auto"
+    precision: str = "auto"  # of the ConvNet in training: fp32, bf16, or what suits the machine
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -115,6 +115,9 @@ class Episodic(Learner):
         x = stream.pool.x if isinstance(stream, Episodes) else first.support.x
         seed_everything(self.seed, "network")
         network = self.build(x, first.way)
+        encoder = network.encoder
+        if isinstance(encoder, ConvNet):
+            encoder.bf16 = encoder.channels_last and halves(self.precision, _shape(x), self.width)
         if self.steps:
             batches = EpisodeBatches(stream, self.episodes)
             augment = np.ndim(x) == 4 and (x.shape[1] == 3 if self.augment is None else self.augment)
@@ -131,7 +134,7 @@ class Episodic(Learner):
                 lr=self.lr,
                 schedule=self.schedule,
                 weight_decay=self.weight_decay,
-                precision=self.precision,
+                precision="fp32",  # distances are differences of large numbers; the ConvNet has its own bf16
                 seed=self.seed,
                 identity=str(self),
             )

@@ -110,6 +110,8 @@ class ANIL(MAML):
 class Classifier(Network):
     """Inputs to logits: all of it is adapted."""
 
+    head: nn.Module
+
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(x))
 

@@ -93,10 +93,8 @@ def proto_triplet(
     to = distances(query, prototypes)  # (E, Q, N)
     own = torch.nn.functional.one_hot(labels, way).bool()
     wrong = to.masked_fill(own, torch.inf).amin(-1)
-    if relative:
-        between = distances(prototypes, prototypes).detach()
-        margin = margin * between[:, ~torch.eye(way, dtype=torch.bool)].mean()
-    return (to[own].view_as(wrong) - wrong + margin).clamp_min(0).mean()
+    unit = distances(prototypes, prototypes).detach()[:, ~torch.eye(way, dtype=torch.bool)].mean() if relative else 1.0
+    return (to[own].view_as(wrong) - wrong + margin * unit).clamp_min(0).mean()
 
 
 def icnn_score(
