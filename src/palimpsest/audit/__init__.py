@@ -4,5 +4,6 @@ from palimpsest.audit.cbod import CBOD
 from palimpsest.audit.muse import Course, Muse
 from palimpsest.audit.sok_unlearning import RemovalOrSuppression
 from palimpsest.audit.stopping import stop_when_forgotten
+from palimpsest.audit.ununlearning import UnUnlearning
 
-__all__ = ["CBOD", "Course", "Muse", "RemovalOrSuppression", "stop_when_forgotten"]
+__all__ = ["CBOD", "Course", "Muse", "RemovalOrSuppression", "UnUnlearning", "stop_when_forgotten"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from palimpsest.forget import losses
 from palimpsest.forget.ascent import LLMU, FinetuneRetain, GradDiff, GradientAscent, KLMin
+from palimpsest.forget.content_filter import ContentFiltering
 from palimpsest.forget.dmm import DMM
 from palimpsest.forget.eco import ECO
 from palimpsest.forget.eul import EUL
@@ -37,6 +38,7 @@ __all__ = [
     "UNDIAL",
     "UOE",
     "WGA",
+    "ContentFiltering",
     "FinetuneRetain",
     "GradDiff",
     "GradientAscent",
