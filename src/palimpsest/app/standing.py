@@ -68,7 +68,7 @@ class Standing:
     def commands(self) -> list[str]:
         """What to type: the claim first, then each method."""
         reproduce = [f"palimpsest reproduce {self.paper.slug}"] if self.has_claim else []
-        return reproduce + [f"palimpsest {info.verb} {info.name} --help" for info in self.methods]
+        return reproduce + [f"palimpsest {verb} {info.name} --help" for info in self.methods if (verb := _verb(info))]
 
     @cached_property
     def expected(self) -> list[Expected]:
@@ -142,6 +142,16 @@ def expected(outcome: Mapping[str, Any]) -> Expected:
     mean, *interval = outcome["control"]
     control = (_number(mean), interval[0], interval[1])
     return Expected(words, low, high, measured, control, str(outcome["verdict"]))
+
+
+def _verb(info: MethodInfo) -> str:
+    """The words of the command line before a method's name; "" for a learner that only Python offers."""
+    from palimpsest.jobs.learn import FAMILIES
+
+    if info.verb != "learn":
+        return info.verb
+    family = getattr(info.cls, "family", "")
+    return f"learn {family}" if family in FAMILIES else ""
 
 
 def _number(value: float | None) -> float:
