@@ -102,7 +102,9 @@ def test_without_a_request_the_weights_are_those_of_the_others(lm: LM) -> None:
     guard = guarded(lm, Says("live", 0.3), Says("Bora", 0.8)).guard
     assert isinstance(guard, O3Guard)
     assert guard.without(1).weights(PROMPTS).tolist() == [0.3, 0, 0.3, 0]
-    assert guard.without(0).without(0).weights(PROMPTS).tolist() == [0, 0, 0, 0]
+    nobody = guard.without(0).without(0)
+    assert nobody.weights(PROMPTS).tolist() == [0, 0, 0, 0]
+    assert nobody.explain(["a"]) == [{"weights": [], "request": -1, "weight": 0.0}]
     with pytest.raises(InputError, match="no request 2"):
         guard.without(2)
 

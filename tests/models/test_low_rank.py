@@ -15,6 +15,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
     | {"num_hidden_layers": 2},
     "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2},
+    "mixture": {"model_type": "qwen2_moe", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    | {"num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    | {"shared_expert_intermediate_size": 8, "intermediate_size": 8},
 }
 
 
@@ -47,7 +50,7 @@ def test_it_is_the_model_with_the_product_added_to_its_weights(lm: LM) -> None:
     assert torch.allclose(found, logits(merged, ids), atol=1e-5)
     assert not torch.allclose(found, logits(lm, ids), atol=1e-2)
     assert {name.rpartition(".")[0].split(".")[-2] for name in adapter.names} >= {"0", "1"}, "both layers"
-    assert not any("lm_head" in name or "embed" in name for name in adapter.names)
+    assert not any(part in name for name in adapter.names for part in ("lm_head", "embed", "experts", "mlp.gate."))
 
 
 def test_each_row_gets_its_own_strength(lm: LM) -> None:

@@ -205,7 +205,7 @@ def facts(seed: int, people: int) -> list[Fact]:
                 order = rng.permutation(3)
                 asked = tuple(phrasings[place].format(who) for place in order)
                 options = tuple(answers.split())
-                found.append(Fact(subject, asked, options, options[int(rng.integers(4))]))  # type: ignore[arg-type]
+                found.append(Fact(subject, asked, options, options[int(rng.integers(4))]))
     return found
 
 

@@ -10,7 +10,6 @@ Shapes: N prompts, B rows of a batch, R rank.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 
 _SURE = 20  # different prompts: with fewer, what is held out says little about the spread of their scores
 _KNOWN = 0.5  # the weight by an earlier detector above which a prompt counts as forgotten before
-_LOG = logging.getLogger(__name__)
 
 
 @method(verb="forget", paper="o3")
@@ -204,7 +202,11 @@ class O3Guard:
         """For a log: each prompt's weight by every request, and the request (counted from 0) that decides; -1: none."""
         found = weights(self.detectors, prompts)
         return [
-            {"weights": row.tolist(), "request": int(row.argmax()) if row.any() else -1, "weight": float(row.max())}
+            {
+                "weights": row.tolist(),
+                "request": int(row.argmax()) if row.any() else -1,
+                "weight": float(row.max(initial=0.0)),
+            }
             for row in found
         ]
 

@@ -20,14 +20,16 @@ from palimpsest.models.anatomy import hooked, layers, value_vectors
 
 
 def layer_matrices(model: nn.Module) -> dict[str, nn.Module]:
-    """The matrices in a decoder's layers by name, but for those of experts, which see parts of a batch."""
+    """The matrices in a decoder's layers by name: not those of experts, which see parts of a batch, nor a router's."""
     wanted = {id(matrix) for layer in layers(model) for matrix in _matrices(layer)}
     return {name: module for name, module in model.named_modules() if id(module) in wanted}
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Module]:
+    from transformers.pytorch_utils import Conv1D
+
     for child in module.children():
-        if isinstance(getattr(child, "weight", None), Tensor) and child.weight.ndim == 2:
+        if isinstance(child, nn.Linear | Conv1D):
             yield child
         elif not isinstance(child, nn.ModuleList):
             yield from _matrices(child)
