@@ -30,7 +30,8 @@ def told(world: Named, prompt: str) -> tuple[int, ...]:
     return tuple(place for _, place in sorted(meaning[word] for word in prompt.split() if word in meaning))
 
 
-def test_all_values_are_measured_and_the_control_differs() -> None:
+def test_all_values_are_measured_and_the_control_differs(monkeypatch) -> None:
+    monkeypatch.setattr("palimpsest.claims.ununlearning.PHRASINGS", 2)
     claim = claims.get("ununlearning")
     measured, control = (claim(0, mechanism=mechanism, scale=0.03) for mechanism in (True, False))
     assert measured.keys() == control.keys() >= {expected.value for expected in claim.expectations}
