@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _FEWEST = 20  # labelled texts to learn from
+_ORDER = ("draw", "text", "context", "article")  # of the texts that a teacher may be asked about
 _ASIDE = 12  # unusable answers that the report shows
 _TOLD, _LABELLED = "told.json", "labelled.jsonl"  # in the facts, beside the student's files
 
@@ -93,15 +94,15 @@ class BiomedEnriched:
         self._check()
         text = text_column(shard, self.text)
         draw = daft.functions.hash(text, seed=derive(self.seed, "sample"), hash_function="xxhash3_64")
-        found = shard.where(text.not_null()).select(
+        found = shard.where(text.not_null() & (text.lstrip() != "")).select(
             text.alias("text"),
             self._column(shard, self.context).alias("context"),
             self._column(shard, self.article).alias("article"),
             draw.alias("draw"),
         )
-        return found.sort([daft.col(name) for name in ("draw", "text", "context", "article")]).limit(
-            self.sample if self.teacher else 0
-        )
+        once = found.groupby("text").agg(*(daft.col(name).min() for name in ("context", "article", "draw")))
+        order: list[Any] = [daft.col(name) for name in _ORDER]
+        return once.sort(order).limit(self.sample if self.teacher else 0)
 
     def gather(self, parts: Sequence[pa.Table]) -> pa.Table:
         """One row a file (name, content): the student's, the labelled texts, and what is told of both."""
@@ -163,7 +164,8 @@ class BiomedEnriched:
         return judged.groupby(*names).agg(daft.col("keep").count().alias("rows"), *count).sort(names)
 
     def notes(self, facts: pa.Table, reviews: Sequence[pa.Table], totals: Mapping[str, float]) -> dict[str, Any]:
-        told, schema = told_of(facts), student_of(facts).schema
+        told, student = told_of(facts), student_of(facts)
+        schema = student.schema
         rows = [row for part in reviews for row in part.to_pylist()]
         recipe = Recipe.parse(self.keep, self.upsample, schema)
         aside = sum(told["aside"].values())
@@ -173,7 +175,7 @@ class BiomedEnriched:
             reasons = "; ".join(f"{count:,}: {why}" for why, count in told["aside"].items())
             warnings.append(f"{aside:,} answers of {told['by']} could not be used and were kept aside ({reasons}).")
         if truncated:
-            warnings.append(f"Of {truncated:,} texts the student read the first {self.length:,} tokens only.")
+            warnings.append(f"Of {truncated:,} texts the student read the first {student.length:,} tokens only.")
         found = agreement.agreement(told["held_out"], schema)
         tables = [
             agreement.agreement_table(found),
@@ -208,10 +210,11 @@ class BiomedEnriched:
         if self.annotations:
             where = {"text": self.text, "context": self.context, "article": self.article}
             return labels.annotated(self.annotations, schema, **where)
-        order = [(name, "ascending") for name in ("draw", "text", "context", "article")]
-        rows = pa.concat_tables(parts).sort_by(order).drop(["draw"]).to_pylist()
-        different = {row["text"]: row for row in reversed(rows) if row["text"].strip()}
-        return labels.annotate(self._teacher(), schema, list(reversed(different.values()))[: self.sample])
+        table = pa.concat_tables(parts).sort_by([(name, "ascending") for name in _ORDER])
+        once: dict[str, dict[str, Any]] = {}
+        for row in table.select(["text", "context", "article"]).to_pylist():
+            once.setdefault(row["text"], row)
+        return labels.annotate(self._teacher(), schema, list(once.values())[: self.sample])
 
     def _teacher(self) -> Any:
         from palimpsest.data.teacher import Teacher

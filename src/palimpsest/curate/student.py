@@ -103,7 +103,8 @@ class Student:
     def save(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
-        self.model.encoder.save_pretrained(folder)  # type: ignore[operator]
+        with quiet():
+            self.model.encoder.save_pretrained(folder)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)
         save_file(self.model.out.state_dict(), folder / _FILES[1])
         told = {"schema": self.schema.to_json(), "pooling": self.model.pooling, "length": self.length}
