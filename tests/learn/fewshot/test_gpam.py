@@ -43,12 +43,13 @@ def test_prototypes_distances_and_radii_by_hand(views):
     unit = SPREAD / (2 * D)
     shared = np.log1p(np.exp(network.shared.detach().numpy())) * unit
     every = support[0].reshape(5, views, D)
+    weights = np.exp([2.0] + [0.0] * (views - 1)) / (np.exp(2.0) + views - 1)
     means, variances = [], []
     for n in range(3):
         own = every[labels[0] == n].reshape(-1, D)
         count = len(own) if len(own) > 1 else 0
         spread = own.var(0, ddof=1) if count else 0.0
-        means.append(own.mean(0))
+        means.append(np.einsum("svd,v->sd", every[labels[0] == n], weights).mean(0))
         variances.append(np.maximum((count * spread + 3.0 * shared) / (count + 3.0), 0.05 * unit))
 
     def distance(point, n):
@@ -58,7 +59,7 @@ def test_prototypes_distances_and_radii_by_hand(views):
     near = [max(0, min(distance(means[m], n) for m in range(3) if m != n)) for n in range(3)]
     radii = [10 + network.slope.item() * value for value in near]
     for q in range(6):
-        z = query[0, q].reshape(views, D).mean(0)
+        z = query[0, q].reshape(views, D)[0]
         to = [distance(z, n) for n in range(3)]
         np.testing.assert_allclose(-logits[q, :3], to, rtol=1e-9)
         assert -logits[q, 3] == pytest.approx(radii[int(np.argmin(to))], rel=1e-9)

@@ -50,6 +50,7 @@ class GPAM(OpenSet):
     margin: float = 0.15  # of that distance: how far inside or outside the radius a query should lie
     boundary_weight: float = 0.1
     view_weight: float = 0.1
+    own_weight: float = 2.0  # log-weight of an example against each of its views, at the start
     made_up: int = 5  # negatives an episode made between two classes
     warm_up: float = 0.2  # share of the training without made-up negatives
     gaussian: bool = True  # False: one fixed variance for all dimensions, so that prototypes are points
@@ -71,12 +72,12 @@ class GPAM(OpenSet):
             shared=nn.Parameter(shared, requires_grad=self.gaussian),
             radius=nn.Parameter(torch.tensor(_LEVEL)),
             slope=nn.Parameter(torch.tensor(self.slope), requires_grad=self.adaptive),
-            views=nn.Parameter(torch.zeros(x.shape[1] if len(x.shape) == 3 else 1)),
+            views=nn.Parameter(torch.tensor([self.own_weight] + [0.0] * (x.shape[1] - 1 if len(x.shape) == 3 else 0))),
         )
 
     def scores(self, network: Any, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         classes = self.prototypes(network, support, labels, way)
-        to = self.distance(classes, attended(network, query))
+        to = self.distance(classes, original(query))
         return with_none(-to, -nearest_radius(to, classes.radii))
 
     def prototypes(self, network: Any, support: Tensor, labels: Tensor, way: int) -> Prototypes:
@@ -117,7 +118,7 @@ class GPAM(OpenSet):
     def loss(self, network: Any, batch: Batch, way: int) -> tuple[Tensor, dict[str, Tensor]]:
         support, query = embedded(network, batch)
         classes = self.prototypes(network, support, batch["support_labels"], way)
-        query_z, labels = attended(network, query), batch["labels"]
+        query_z, labels = original(query), batch["labels"]
         if self.made_up and int(batch["number"][0]) >= self.warm_up * self.steps * self.episodes:
             query_z = torch.cat([query_z, between_classes(classes.means, self.made_up)], 1)
             labels = torch.cat([labels, labels.new_full((len(labels), self.made_up), way)], 1)
@@ -134,8 +135,13 @@ class GPAM(OpenSet):
 
 
 def attended(network: Any, z: Tensor) -> Tensor:
-    """(E, S, d): the views (E, S, V, d) of an input, weighted by learned attention that starts even."""
+    """(E, S, d): the views (E, S, V, d) of an input, weighted by learned attention."""
     return torch.einsum("esvd,v->esd", z, network.views.softmax(0)) if z.ndim == 4 else z
+
+
+def original(z: Tensor) -> Tensor:
+    """(E, Q, d): a query is judged as it stands; its views (E, Q, V, d) serve training alone."""
+    return z[:, :, 0] if z.ndim == 4 else z
 
 
 def nearest_radius(to: Tensor, radii: Tensor) -> Tensor:
