@@ -15,6 +15,7 @@ from palimpsest.forget.in_context import Guardrail, InContext
 from palimpsest.forget.key_space import KeySpaceDetection
 from palimpsest.forget.kga import KGA
 from palimpsest.forget.merge import TaskVector
+from palimpsest.forget.needle import Needle
 from palimpsest.forget.o3 import O3
 from palimpsest.forget.preference import NPO, IdkDPO, Relabel, SimNPO
 from palimpsest.forget.retrain import Retrain
@@ -47,6 +48,7 @@ __all__ = [
     "InContext",
     "KLMin",
     "KeySpaceDetection",
+    "Needle",
     "NeuronAdjust",
     "Relabel",
     "Retrain",
