@@ -192,6 +192,7 @@ def test_in_a_browser(up, tmp_path):
             assert dark == (scheme == "dark")
             page.close()
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(120_000)  # models are loaded on a machine that does other things
         page.goto(up.url)
         page.get_by_label("Search by meaning").press_sequentially("make a model forget a book")
         page.wait_for_function("document.querySelector('.pal-cards h3').innerText.includes('Harry Potter')")
