@@ -298,5 +298,6 @@ def test_real_models_are_told_again(household, tmp_path):
     assert found["recovery_definition"].n == found["recovery_alias"].n == 8  # a question for each of eight persons
     assert found["recovery_definition"].after == pytest.approx(found["recovery_definition"].reference)
     assert found["in_context_ability"].n == 8
+    assert found.extras["verdict"].startswith("Inconclusive")
     found.write(tmp_path)
     assert {row["set"] for row in found.extras["examples"]} >= {"asked plainly", "definition", "alias"}
