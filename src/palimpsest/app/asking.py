@@ -91,7 +91,9 @@ def answered(lm: LM, prompts: Sequence[str]) -> list[Answer]:
     for number, (place, logprobs) in enumerate(zip(spoken, lm.token_logprobs(rows) if rows else (), strict=True)):
         assert encoded is not None
         ids = encoded.ids[number][encoded.starts[number] :]
-        words = [lm.tokenizer.decode(ids[:end]) for end in range(len(ids) + 1)]  # a token's text hangs on those before
+        words = [
+            str(lm.tokenizer.decode(ids[:end])) for end in range(len(ids) + 1)
+        ]  # a token's text hangs on those before
         pieces = [words[end + 1][len(words[end]) :] for end in range(len(ids))]
         kept = [(piece, float(np.exp(p))) for piece, p in zip(pieces[: len(logprobs)], logprobs, strict=False) if piece]
         ended = lm.tokenizer.eos_token

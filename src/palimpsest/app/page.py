@@ -117,16 +117,16 @@ def _lifecycle(jobs: Jobs) -> None:
             watch = gr.Button("Watch a run in progress")
 
         def run(*values: Any) -> Iterator[str]:
-            plain, settings = values[:8], values[8:]
+            forget, retain, holdout, model, steps, lr, lora, seed, name, *settings = values
             try:
-                flags = _flags(*plain[:3], plain[3], names, *plain[4:])
-                given = dict(zip([entry.name for entry in entries], settings[1:], strict=True))
+                flags = _flags(forget, retain, holdout, model, names, steps, lr, lora, seed)
+                given = dict(zip([entry.name for entry in entries], settings, strict=True))
                 flags += forms.settings(info, given) if info else []
-                jobs.start(settings[0], flags)
+                jobs.start(name, flags)
             except InputError as error:
                 yield words.complaint(str(error))
                 return
-            yield from follow(settings[0])
+            yield from follow(name)
 
         def follow(name: str) -> Iterator[str]:
             job = jobs.get(name)

@@ -7,6 +7,7 @@ Knows nothing of how a metric is computed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from palimpsest.audit.jailbreaks import JAILBREAKS
 from palimpsest.core.records import Better
@@ -599,7 +600,7 @@ _cards = (
             needs_records=8,
             source=f"{_TRACES}, intrinsic metrics",
             needs="concepts that have a trace: vectors that write them and whose ablation loses the answers on them",
-            better=better,
+            better=cast(Better, better),
         )
         for name, title, meaning, direction, bounds, better in (
             (

@@ -157,7 +157,7 @@ class BiomedEnriched:
     def review(self, judged: DataFrame) -> DataFrame:
         """Rows by label: in all, kept, and those of which the student could not read the end."""
         daft = require_daft()
-        names = [name for name in judged.column_names if name.startswith("label_")]
+        names: list[Any] = [name for name in judged.column_names if name.startswith("label_")]
         count = [daft.col(name).cast(daft.DataType.int64()).sum().alias(name) for name in ("keep", "truncated")]
         if not names:
             return judged.agg(daft.col("keep").count().alias("rows"), *count)
