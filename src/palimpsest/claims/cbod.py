@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import pairwise
 
 import numpy as np
 from datasets import Dataset
@@ -34,7 +34,7 @@ from palimpsest.models.train import Recipe
 KEYS, FILLERS, CLASSES, LENGTH = 10, 50, 4, 8  # content words of each kind, filler words, answers, words of a question
 BENCHMARK, FRESH = 400, 400
 WEAK, STRONG = 0.5, 1.5
-NULLS = 7  # rewordings that are set against each other, every pair of them
+NULLS = 6  # pairs of rewordings that are set against each other
 _ARMS = {  # share of the batch from the benchmark, other questions, whether the benchmark's copies are reworded
     "skilled": (0.0, 4000, False),
     "tuned": (0.9, 1200, False),
@@ -80,7 +80,7 @@ _CONFIG = {
     data="generated: a table of 10 x 10 keys, 400 benchmark questions",
     note=(
         "Points of accuracy at mu 1 unless named. Larger and better models dropping more (the paper's trend) cannot be "
-        "tested at this scale."
+        "tested at this scale. Thirty pairs of rewordings, one of them flagged, leave null_flags undecided."
     ),
 )
 def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, float]:
@@ -215,8 +215,8 @@ class Task:
 
     def null_flags(self, lm: LM, alpha: float) -> float:
         """The share of pairs of rewordings that the test would flag, though neither is the benchmark's wording."""
-        scores = [self.answers(lm, self.items, 1.0, 20_000 + draw) for draw in range(NULLS)]
-        pairs = [Paired(first, second) for first, second in combinations(scores, 2)]
+        scores = [self.answers(lm, self.items, 1.0, 20_000 + draw) for draw in range(NULLS + 1)]
+        pairs = [Paired(first, second) for first, second in pairwise(scores)]
         return float(np.mean([pair.p < alpha and pair.b > pair.c for pair in pairs]))
 
 
