@@ -8,12 +8,11 @@ from palimpsest.claims import lightreasoner
 def test_one_seed_at_a_small_scale():
     measured = lightreasoner.measure(0, scale=0.07)
     control = lightreasoner.measure(0, mechanism=False, scale=0.07)
-    assert set(measured) - set(control) == {"amateur"}
-    assert set(control) - set(measured) == {"twin"}
+    assert set(lightreasoner.measure.names) <= set(control) < set(measured)
     assert all(np.isfinite(value) for value in (*measured.values(), *control.values()))
     assert control["expert"] == measured["expert"]  # the control changes the amateur only
     assert control["full_twin"] == measured["full_twin"] == control["full"]
-    assert control["full_better"] == measured["full_better"]
+    assert measured["tokens_share"] > 0
 
 
 def test_models_differ_in_size_and_habit():
