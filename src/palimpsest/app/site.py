@@ -5,6 +5,7 @@ Every page holds everything it shows; the index has one short script, without wh
 
 from __future__ import annotations
 
+import calendar
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def index(found: Sequence[Standing]) -> dict[str, Any]:
         ],
         "counted": {verdict: count for verdict, count in counted.items() if count},
         "verbs": VERBS,
-        "months": _MONTHS,
+        "months": calendar.month_name,
     }
 
 
@@ -78,7 +79,7 @@ def page(one: Standing) -> dict[str, Any]:
         "kicker": "catalogue",
         "undertext": sha256_of(slug),
         "paper": one.paper,
-        "date": f"{_MONTHS[one.paper.month - 1]} {one.paper.year}",
+        "date": f"{calendar.month_name[one.paper.month]} {one.paper.year}",
         "standing": one,
         "level": level(one),
         "meaning": VERDICTS[one.verdict],
@@ -101,8 +102,3 @@ def search_words(one: Standing) -> str:
     paper = one.paper
     names = [info.name for info in one.methods]
     return " ".join([paper.slug, paper.short, paper.title, paper.claim, *paper.tags, *names]).lower()
-
-
-_MONTHS = (
-    "January February March April May June July August September October November December".split()  # noqa: SIM905
-)
