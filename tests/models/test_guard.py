@@ -164,7 +164,7 @@ def test_save_and_restore_beside_the_weights(llama: LM, tmp_path) -> None:
         again = LM.load(tmp_path / "model")
         assert type(again.guard) is type(guard)
         assert again.sha256 == guarded.sha256 != llama.sha256
-        assert again.weights_sha256 == llama.sha256
+        assert again.weights_sha256 == llama.weights_sha256
         rows = [("Anna", " lives here")]
         assert np.array_equal(again.nll(rows), guarded.nll(rows))
     assert list(load_file(tmp_path / "model" / "guard.safetensors")) == ["shift"]

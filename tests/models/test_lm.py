@@ -96,3 +96,14 @@ def test_training_is_seen(new_lm: Any, texts: list[str]) -> None:
         optimiser.step()
     assert lm.nll(texts[:8]).mean() < start - 0.5
     assert lm.sha256 != before
+
+
+def test_equal_weights_that_answer_otherwise_are_another_model(texts: list[str]) -> None:
+    lm = LM.build(texts, "llama-tiny", vocab_size=300, max_length=64, seed=1)
+    longer = lm.copy()
+    longer.model.config.max_position_embeddings = 128
+    assert longer.weights_sha256 == lm.weights_sha256
+    assert longer.sha256 != lm.sha256
+    renamed = lm.copy()
+    renamed.model.config._name_or_path = "elsewhere"
+    assert renamed.sha256 == lm.sha256

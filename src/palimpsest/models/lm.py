@@ -116,12 +116,13 @@ class LM:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of what answers: of the weights, and where there is a guard, of weights and guard together."""
-        if self.guard is None:
-            return self.weights_sha256
-        settings, tensors = self.guard.state()
-        parts = {name: hashlib.sha256(_bytes(tensor)).hexdigest() for name, tensor in sorted(tensors.items())}
-        return sha256_of([self.weights_sha256, settings, parts])
+        """SHA-256 of what answers: of weights and configuration, and of the guard where there is one."""
+        parts: list[Any] = [self.weights_sha256, storage.behaviour(self.model)]
+        if self.guard is not None:
+            settings, tensors = self.guard.state()
+            hashes = {name: hashlib.sha256(_bytes(tensor)).hexdigest() for name, tensor in sorted(tensors.items())}
+            parts += [settings, hashes]
+        return sha256_of(parts)
 
     def pairs(self, rows: Rows) -> list[tuple[str, str]]:
         """The rows as (prompt, completion) the way this model reads them: conversations by its chat template."""

@@ -55,6 +55,33 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
         tokenizer.save_pretrained(folder)
 
 
+# of a configuration: where it is from and what is returned, not what the model answers
+_NOT_BEHAVIOUR = frozenset(
+    [
+        "_name_or_path",
+        "transformers_version",
+        "architectures",
+        "dtype",
+        "use_cache",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "problem_type",
+        "id2label",
+        "label2id",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+    ]
+)
+
+
+def behaviour(model: PreTrainedModel) -> dict[str, Any]:
+    """The part of the model's configuration that its answers depend on: context length, heads, norms, positions, ..."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    return {key: value for key, value in config.items() if key not in _NOT_BEHAVIOUR}
+
+
 def weights_sha256(model: nn.Module) -> str:
     """SHA-256 over the sorted state dict: each tensor's name, dtype, shape and bytes.  Computed anew on every call."""
     digest = hashlib.sha256()
