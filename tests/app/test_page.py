@@ -81,7 +81,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Itera
 
 @pytest.fixture(scope="module")
 def up(runs: Path, session_cache: Path) -> Iterator[Page]:
-    command = [sys.executable, "-m", "palimpsest", "ui", "--runs", str(runs), "--results", str(runs / "none.jsonl")]
+    empty = runs / "none.jsonl"
+    empty.touch()
+    command = [sys.executable, "-m", "palimpsest", "ui", "--runs", str(runs), "--results", str(empty)]
     settings = {"PALIMPSEST_CACHE": str(session_cache), "HOME": str(runs), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | settings) as process:
         assert process.stderr is not None
@@ -166,6 +168,12 @@ def test_a_certificate_with_one_changed_byte_is_refused(up, runs, tmp_path):
     bad.write_text("[" * 100000)
     assert "do not trust it" in up.predict("verify", "one", up.upload(bad))
     assert good.read_text() == text
+
+
+@pytest.mark.parametrize("port", [0, 65536])
+def test_a_port_that_is_none_is_one_line(port):
+    with pytest.raises(InputError, match="wanted a number from 1 to 65535"), serving(Ui(port=port)):
+        pass
 
 
 def test_sharing_is_asked_for_twice():

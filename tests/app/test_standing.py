@@ -59,5 +59,8 @@ def test_a_broken_results_file_is_named_with_its_line(results):
         standings(results)
 
 
-def test_without_results_nothing_has_run(tmp_path):
-    assert {one.verdict for one in standings(tmp_path / "none.jsonl")} == {NOT_RUN, NO_CLAIM}
+def test_without_results_nothing_has_run_but_a_file_that_is_named_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {one.verdict for one in standings()} == {NOT_RUN, NO_CLAIM}
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        standings(tmp_path / "none.jsonl")

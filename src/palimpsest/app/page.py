@@ -15,7 +15,7 @@ from palimpsest import catalog
 from palimpsest.app import forms, words
 from palimpsest.app.asking import Asker, prepared
 from palimpsest.app.running import Jobs
-from palimpsest.app.standing import VERDICTS, Standing, by_date, by_strength, standings
+from palimpsest.app.standing import RESULTS, VERDICTS, Standing, by_date, by_strength, standings
 from palimpsest.core import methods
 from palimpsest.core.errors import InputError
 
@@ -28,7 +28,7 @@ _ORDERS: dict[str, Callable[[Sequence[Standing]], list[Standing]]] = {
 _FILES = ("report.html", "evidence.json", "measurements.csv", "certificate.json", "model/README.md", "compare.html")
 
 
-def build(runs: Path, results: str) -> tuple[gr.Blocks, Jobs]:
+def build(runs: Path, results: str | None) -> tuple[gr.Blocks, Jobs]:
     """The page over the runs in the folder `runs` and the claims' results, and the runs it may start."""
     jobs, asker = Jobs(runs), Asker()
     with gr.Blocks(title="palimpsest", analytics_enabled=False) as page:
@@ -48,11 +48,12 @@ def build(runs: Path, results: str) -> tuple[gr.Blocks, Jobs]:
 # papers
 
 
-def _papers(results: str) -> None:
+def _papers(results: str | None) -> None:
     read: dict[Any, dict[str, Standing]] = {}  # by the state of the results file
 
     def newest() -> dict[str, Standing]:
-        stamp = Path(results).stat().st_mtime_ns if Path(results).exists() else None
+        file = Path(results or RESULTS)
+        stamp = file.stat().st_mtime_ns if file.exists() else None
         if stamp not in read:
             read.clear()
             read[stamp] = {one.paper.slug: one for one in standings(results)}

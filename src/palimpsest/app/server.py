@@ -28,7 +28,7 @@ class Ui:
     """Open the web page on this machine: papers, lifecycle, before and after, evidence."""
 
     runs: str = "palimpsest-runs"  # folder of the runs that the page starts and shows
-    results: str = "results/claims.jsonl"  # what 'palimpsest reproduce' wrote
+    results: str | None = None  # what 'palimpsest reproduce' wrote; default: results/claims.jsonl, if it is there
     port: int | None = None  # default: the first free one from 7860 on
     share: bool = False  # also through a public tunnel: wants --share-password as well
     share_password: str | None = None  # the password that visitors must give (user: palimpsest)
@@ -47,12 +47,14 @@ class Serving:
 def serving(options: Ui) -> Iterator[Serving]:
     """The page, up while inside; afterwards its runs are cancelled, with a checkpoint each.
 
-    Raises `InputError` for `share` without a password and the other way round, and for a port that is taken.
+    Raises `InputError` for `share` without a password and the other way round, and for a port that cannot be had.
     """
     if options.share != bool(options.share_password):
         raise InputError(
             "--share puts the page on the internet: give --share and --share-password PASSWORD, or neither"
         )
+    if options.port is not None and not 1 <= options.port <= 65535:
+        raise InputError(f"--port {options.port}: wanted a number from 1 to 65535")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         import gradio as gr

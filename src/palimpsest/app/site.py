@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from palimpsest.app.standing import RESULTS, VERDICTS, Standing, by_date, by_strength, standings
+from palimpsest.app.standing import VERDICTS, Standing, by_date, by_strength, standings
 from palimpsest.claims.results import interval_words
 from palimpsest.core.errors import InputError
 from palimpsest.core.files import atomic_folder, sha256_of
@@ -22,7 +22,7 @@ LEVELS = {"holds": "good", "unclear": "mixed", "untested": "mixed", "fails": "ba
 MARK = "palimpsest-site"  # in a folder that we wrote, and may therefore write again
 
 
-def write(out: str | Path, results: str | Path = RESULTS) -> Path:
+def write(out: str | Path, results: str | Path | None = None) -> Path:
     """Write ``index.html`` and ``papers/<slug>.html`` into the folder `out`, all or nothing; returns the index.
 
     Raises `InputError` where `out` holds something else, or `results` no results.

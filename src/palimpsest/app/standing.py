@@ -17,6 +17,7 @@ from typing import Any
 from palimpsest import catalog, claims
 from palimpsest.catalog import Paper
 from palimpsest.claims import results as lines
+from palimpsest.core.errors import InputError
 from palimpsest.core.methods import VERBS, MethodInfo, all_methods
 
 RESULTS = "results/claims.jsonl"  # where `palimpsest reproduce` writes unless told otherwise
@@ -94,13 +95,16 @@ class Standing:
         return found
 
 
-def standings(path: str | Path = RESULTS) -> list[Standing]:
-    """Every paper of the catalogue, in its order, with its results from the file at `path` (none if it is not there).
+def standings(path: str | Path | None = None) -> list[Standing]:
+    """Every paper of the catalogue, in its order, with its results from the file at `path`.
 
-    Raises `InputError`, naming the line, for a file that does not hold results.
+    By default that is where `palimpsest reproduce` writes, which need not be there yet.  Raises `InputError` for a file
+    that is named and missing, and, naming the line, for one that does not hold results.
     """
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"{path}: no such file; wanted what 'palimpsest reproduce' wrote")
     found: dict[str, list[dict[str, Any]]] = {}
-    for line in lines.read(path):
+    for line in lines.read(path or RESULTS):
         found.setdefault(str(line["paper"]), []).append(line)
     methods: dict[str, list[MethodInfo]] = {}
     for verb in VERBS:

@@ -15,7 +15,7 @@ class Site:
     """Write the catalogue and all claim pages as plain HTML, to be opened from disk or served by anything."""
 
     out: str = "palimpsest-site"  # folder for the pages: new, empty, or one that this command wrote
-    results: str = "results/claims.jsonl"  # what 'palimpsest reproduce' wrote
+    results: str | None = None  # what 'palimpsest reproduce' wrote; default: results/claims.jsonl, if it is there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Digest:
     since: str  # a day, e.g. 2026-11-01
     html: bool = False  # the body of an e-mail instead of plain text
     out: str | None = None  # file to write; default: print it
-    results: str = "results/claims.jsonl"  # what 'palimpsest reproduce' wrote
+    results: str | None = None  # what 'palimpsest reproduce' wrote; default: results/claims.jsonl, if it is there
 
 
 def site(options: Site) -> int:

@@ -58,20 +58,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
 # of a configuration: where it is from and what is returned, not what the model answers
 _NOT_BEHAVIOUR = frozenset(
     [
-        "_name_or_path",
-        "transformers_version",
-        "architectures",
-        "dtype",
-        "use_cache",
-        "return_dict",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "problem_type",
-        "id2label",
-        "label2id",
-        "chunk_size_feed_forward",
-        "is_encoder_decoder",
+        *("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "return_dict"),
+        *("output_attentions", "output_hidden_states", "output_router_logits", "problem_type"),
+        *("id2label", "label2id", "chunk_size_feed_forward", "is_encoder_decoder"),
     ]
 )
 
