@@ -27,6 +27,10 @@ from palimpsest.core.errors import InputError
 from palimpsest.data.world import World
 
 EVIL = "<script>alert(1)</script>"
+NAMELESS = """[...document.querySelectorAll("input, textarea, select, button")]
+    .filter(e => e.offsetParent)
+    .filter(e => !(e.labels?.length || e.ariaLabel || e.title || e.innerText?.trim() || e.placeholder))
+    .map(e => e.outerHTML.slice(0, 200))"""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -83,7 +87,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Itera
 def up(runs: Path, session_cache: Path) -> Iterator[Page]:
     empty = runs / "none.jsonl"
     empty.touch()
-    command = [sys.executable, "-m", "palimpsest", "ui", "--runs", str(runs), "--results", str(empty)]
+    command = [
+        sys.executable,
+        "-m",
+        "palimpsest",
+        "ui",
+        "--runs",
+        str(runs),
+        "--results",
+        str(empty),
+        "--upload",
+        "1mb",
+    ]
     settings = {"PALIMPSEST_CACHE": str(session_cache), "HOME": str(runs), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | settings) as process:
         assert process.stderr is not None
@@ -170,6 +185,25 @@ def test_a_certificate_with_one_changed_byte_is_refused(up, runs, tmp_path):
     assert good.read_text() == text
 
 
+def test_what_is_too_large_or_of_another_kind_is_refused(up, tmp_path):
+    large = tmp_path / "certificate.json"
+    large.write_bytes(b" " * 1_100_000)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        up.upload(large)
+    with refused.value as answer:
+        assert answer.code == 413
+    program = tmp_path / "certificate.sh"
+    program.write_text("echo")
+    with pytest.raises(AssertionError, match="event: error"):
+        up.predict("verify", "one", up.upload(program))
+
+
+@pytest.mark.parametrize("size", ["", "much", "-1mb"])
+def test_a_size_that_is_none_is_one_line(size):
+    with pytest.raises(InputError, match="wanted a size such as 200mb"), serving(Ui(upload=size)):
+        pass
+
+
 @pytest.mark.parametrize("port", [0, 65536])
 def test_a_port_that_is_none_is_one_line(port):
     with pytest.raises(InputError, match="wanted a number from 1 to 65535"), serving(Ui(port=port)):
@@ -205,7 +239,16 @@ def test_in_a_browser(up, tmp_path):
         page.get_by_label("Search by meaning").press_sequentially("make a model forget a book")
         page.wait_for_function("document.querySelector('.pal-cards h3').innerText.includes('Harry Potter')")
 
-        page.get_by_role("tab", name="Lifecycle").click()
+        page.get_by_role("tab", name="Papers").focus()
+        page.keyboard.press("Tab")
+        for _ in range(3):
+            if page.evaluate("document.activeElement.innerText") == "Lifecycle":
+                break
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")  # the tabs are reached and opened without a mouse
+        page.wait_for_selector("text=Records that must go")
+        unnamed = page.evaluate(NAMELESS)
+        assert unnamed == [], unnamed
         page.get_by_role("button", name="Run (goes on").click()
         page.wait_for_selector("text=running")
         page.get_by_role("button", name="Cancel after this step").click()

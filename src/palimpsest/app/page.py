@@ -20,6 +20,7 @@ from palimpsest.core import methods
 from palimpsest.core.errors import InputError
 
 RECORDS = [".jsonl", ".gz", ".json", ".csv", ".parquet", ".txt"]
+_PLAIN = 10  # fields of the lifecycle's form that every method has
 ASKERS = 64  # questions answered in one batch
 _ORDERS: dict[str, Callable[[Sequence[Standing]], list[Standing]]] = {
     "newest first": by_date,
@@ -102,6 +103,7 @@ def _lifecycle(jobs: Jobs) -> None:
         lr = gr.Number(label="Learning rate (0: tuned, or its own)", value=0, minimum=0)
         lora = gr.Number(label="LoRA rank (0: all weights)", value=0, precision=0, minimum=0)
         seed = gr.Number(label="Seed", value=0, precision=0, minimum=0)
+        attacks = gr.Checkbox(label="Attack the result too: removed, or only suppressed?")
     status = gr.HTML()
 
     @gr.render(inputs=chosen)
@@ -118,9 +120,10 @@ def _lifecycle(jobs: Jobs) -> None:
             watch = gr.Button("Watch a run in progress")
 
         def run(*values: Any) -> Iterator[str]:
-            forget, retain, holdout, model, steps, lr, lora, seed, name, *settings = values
+            *plain, attacked, name = values[:_PLAIN]
+            settings = values[_PLAIN:]
             try:
-                flags = _flags(forget, retain, holdout, model, names, steps, lr, lora, seed)
+                flags = _flags(names, *plain) + (["--attacks"] if attacked else [])
                 given = dict(zip([entry.name for entry in entries], settings, strict=True))
                 flags += forms.settings(info, given) if info else []
                 jobs.start(name, flags)
@@ -147,7 +150,7 @@ def _lifecycle(jobs: Jobs) -> None:
             job.cancel()
             return words.progress(job)
 
-        given = [forget, retain, holdout, model, steps, lr, lora, seed, name, *fields]
+        given = [forget, retain, holdout, model, steps, lr, lora, seed, attacks, name, *fields]
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
         start.click(run, given, status, **hidden)
         watch.click(follow, name, status, **hidden)
@@ -165,11 +168,11 @@ def _field(entry: forms.Entry) -> Any:
 
 
 def _flags(
+    names: Sequence[str],
     forget: str | None,
     retain: str | None,
     holdout: str | None,
     model: str,
-    names: Sequence[str],
     steps: float | None,
     lr: float | None,
     lora_rank: float | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -15,7 +16,6 @@ from typing import Any
 from palimpsest.core.errors import InputError, MissingExtra
 
 HOST = "127.0.0.1"
-UPLOAD = "200mb"  # the largest file that is taken
 _POLICY = (  # the page works without any of what this forbids; gradio's template asks for fonts and scripts elsewhere
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
@@ -29,6 +29,7 @@ class Ui:
 
     runs: str = "palimpsest-runs"  # folder of the runs that the page starts and shows
     results: str | None = None  # what 'palimpsest reproduce' wrote; default: results/claims.jsonl, if it is there
+    upload: str = "200mb"  # the largest file that is taken
     port: int | None = None  # default: the first free one from 7860 on
     share: bool = False  # also through a public tunnel: wants --share-password as well
     share_password: str | None = None  # the password that visitors must give (user: palimpsest)
@@ -55,6 +56,8 @@ def serving(options: Ui) -> Iterator[Serving]:
         )
     if options.port is not None and not 1 <= options.port <= 65535:
         raise InputError(f"--port {options.port}: wanted a number from 1 to 65535")
+    if not re.fullmatch(r"\d+\s*(b|kb|mb|gb)", options.upload.lower()):
+        raise InputError(f"--upload {options.upload}: wanted a size such as 200mb")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         import gradio as gr
@@ -78,7 +81,7 @@ def serving(options: Ui) -> Iterator[Serving]:
                 server_port=options.port,
                 share=options.share,
                 auth=("palimpsest", options.share_password) if options.share_password else None,
-                max_file_size=UPLOAD,
+                max_file_size=options.upload,
                 prevent_thread_lock=True,
                 quiet=True,
                 show_error=False,
