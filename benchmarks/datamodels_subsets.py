@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from common import in_turns, ratio_of, report
-from digits_networks import BATCH, SGD, TRAIN, digits, loss, network, trained_by_hand
+from digits_networks import BATCH, SGD, TRAIN, digits, network, trained_by_hand
 from palimpsest.audit.datamodels import draw_subsets, subset_outputs
+from palimpsest.core.many import cross_entropy
 
 MODELS, STEPS = 600, 280  # 20 epochs of half the rows
 LOOPED = MODELS // 20
@@ -23,6 +25,9 @@ def main() -> None:
     data, (queries, labels) = digits()
     masks = draw_subsets(TRAIN, MODELS)
     found = {}
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return cross_entropy(model(batch[0]), batch[1])
 
     def together() -> None:
         found["together"] = subset_outputs(

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from common import in_turns, ratio_of, report
-from palimpsest.core.many import predict_many, train_many
+from palimpsest.core.many import cross_entropy, predict_many, train_many
 
 MODELS, STEPS = 200, 200
 LOOPED = MODELS // 20
@@ -35,7 +35,7 @@ def measure(hidden: int, batch_size: int) -> dict[str, float]:
     def together() -> None:
         found["many"] = train_many(
             mlp,
-            lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+            lambda model, batch: cross_entropy(model(batch[0]), batch[1]),
             (inputs[:train], labels[:train]),
             masks,
             steps=STEPS,

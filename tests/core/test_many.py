@@ -9,9 +9,9 @@ from torch import nn
 
 from palimpsest.core import many as many_module
 from palimpsest.core.errors import InputError, TrainingDiverged
-from palimpsest.core.many import Many, _draw, _seeds, predict_many, train_many
+from palimpsest.core.many import Many, _draw, _seeds, cross_entropy, predict_many, train_many
 from palimpsest.core.recipe import learning_rate
-from palimpsest.core.seeds import seed_everything
+from palimpsest.core.seeds import numpy_rng, seed_everything
 
 N, M = 40, 5
 
@@ -32,7 +32,7 @@ def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 2)).to(dtype)
 
 
-def cross_entropy(model, batch) -> torch.Tensor:
+def by_torch(model, batch) -> torch.Tensor:
     return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
 
 
@@ -54,7 +54,7 @@ def one_at_a_time(dtype: torch.dtype, optimizer: str) -> list[dict[str, torch.Te
         for step, batch in enumerate(drawn):
             rule.param_groups[0]["lr"] = learning_rate(step, steps=80, lr=0.02, warmup=3, schedule="cosine")
             rule.zero_grad()
-            cross_entropy(model, {name: value[batch] for name, value in data(dtype).items()}).backward()
+            by_torch(model, {name: value[batch] for name, value in data(dtype).items()}).backward()
             rule.step()
         states.append(model.state_dict())
     return states
@@ -64,9 +64,7 @@ def one_at_a_time(dtype: torch.dtype, optimizer: str) -> list[dict[str, torch.Te
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)])
 def test_equals_one_model_at_a_time(dtype, tolerance, optimizer):
     momentum = {"momentum": 0.9} if optimizer == "sgd" else {}
-    found = train_many(
-        lambda: mlp(dtype), cross_entropy, data(dtype), masks(), optimizer=optimizer, **SETTINGS, **momentum
-    )
+    found = train_many(lambda: mlp(dtype), by_torch, data(dtype), masks(), optimizer=optimizer, **SETTINGS, **momentum)
     assert len(found) == M
     for index, state in enumerate(one_at_a_time(dtype, optimizer)):
         for name, value in state.items():
@@ -77,10 +75,8 @@ def test_equals_one_model_at_a_time(dtype, tolerance, optimizer):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_chunks_do_not_change_the_result(dtype, tolerance, chunk):
     settings = {**SETTINGS, "steps": 30}
-    together = train_many(
-        lambda: mlp(dtype), cross_entropy, data(dtype), torch.from_numpy(masks()), chunk=M, **settings
-    )
-    apart = train_many(lambda: mlp(dtype), cross_entropy, data(dtype), masks(), chunk=chunk, **settings)
+    together = train_many(lambda: mlp(dtype), by_torch, data(dtype), torch.from_numpy(masks()), chunk=M, **settings)
+    apart = train_many(lambda: mlp(dtype), by_torch, data(dtype), masks(), chunk=chunk, **settings)
     for name, value in together.parameters.items():
         torch.testing.assert_close(apart.parameters[name], value, rtol=tolerance, atol=tolerance)
 
@@ -91,13 +87,13 @@ def test_a_small_memory_means_small_chunks(monkeypatch):
     monkeypatch.setattr(
         many_module, "vmap", lambda f: lambda p, b: sizes.append(len(b["x"])) or torch.func.vmap(f)(p, b)
     )
-    train_many(mlp, cross_entropy, data(torch.float32), masks(), **{**SETTINGS, "steps": 2, "warmup": 0})
+    train_many(mlp, by_torch, data(torch.float32), masks(), **{**SETTINGS, "steps": 2, "warmup": 0})
     assert sizes == [1] * M * 2
 
 
 def test_equal_seeds_and_rows_give_equal_models_and_other_seeds_others():
     same_rows = np.repeat(masks()[1:2], 3, axis=0)
-    found = train_many(mlp, cross_entropy, data(torch.float32), same_rows, seed=[7, 7, 8], **SETTINGS)
+    found = train_many(mlp, by_torch, data(torch.float32), same_rows, seed=[7, 7, 8], **SETTINGS)
     weight = found.parameters["0.weight"]
     assert torch.equal(weight[0], weight[1])
     assert not torch.equal(weight[0], weight[2])
@@ -113,7 +109,7 @@ def test_batches_are_epochs_of_the_models_own_rows():
 
 
 def test_predictions_are_those_of_the_models_one_by_one():
-    found = train_many(mlp, cross_entropy, data(torch.float32), masks(), **SETTINGS)
+    found = train_many(mlp, by_torch, data(torch.float32), masks(), **SETTINGS)
     outputs = predict_many(found, data(torch.float32)["x"], rows_at_once=7)
     assert outputs.shape == (M, N, 2)
     for index in range(M):
@@ -128,7 +124,7 @@ def test_it_learns_and_frozen_parameters_stay():
         model[0].requires_grad_(False)
         return model
 
-    found: Many = train_many(init, cross_entropy, data(torch.float32), masks(), **SETTINGS)
+    found: Many = train_many(init, by_torch, data(torch.float32), masks(), **SETTINGS)
     assert (found.losses[:, -10:].mean(1) < 0.7 * found.losses[:, 0]).all()
     seed_everything(_seeds(0, M)[2], "init")
     assert torch.equal(found.state(2)["0.weight"], mlp()[0].weight)
@@ -152,7 +148,7 @@ def test_it_learns_and_frozen_parameters_stay():
 def test_bad_arguments(wrong, message):
     arguments = {"init": mlp, "masks": masks(), **SETTINGS, **wrong}
     with pytest.raises(InputError, match=message):
-        train_many(loss=cross_entropy, data=data(torch.float32), **arguments)
+        train_many(loss=by_torch, data=data(torch.float32), **arguments)
 
 
 def test_divergence_names_the_model():
@@ -162,4 +158,15 @@ def test_divergence_names_the_model():
     chosen[:, 1:9] = True
     chosen[2, 0] = True
     with pytest.raises(TrainingDiverged, match="the loss of model 2 is nan"):
-        train_many(mlp, cross_entropy, broken, chosen, chunk=2, **SETTINGS)
+        train_many(mlp, by_torch, broken, chosen, chunk=2, **SETTINGS)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_the_cross_entropy_for_stacks_is_that_of_torch(scale):
+    logits = torch.from_numpy(numpy_rng(0).normal(scale=scale, size=(12, 5))).requires_grad_()
+    labels = torch.arange(12) % 5
+    ours = torch.autograd.grad(cross_entropy(logits, labels), logits)[0]
+    theirs = torch.autograd.grad(nn.functional.cross_entropy(logits, labels), logits)[0]
+    torch.testing.assert_close(cross_entropy(logits, labels), nn.functional.cross_entropy(logits, labels))
+    torch.testing.assert_close(ours, theirs)
+    assert torch.func.vmap(cross_entropy, in_dims=(0, None))(torch.stack([logits, 2 * logits]), labels).shape == (2,)
