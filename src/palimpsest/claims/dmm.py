@@ -68,7 +68,8 @@ EXPECTATIONS = (  # fixed before anything was tuned; they are the sheet's
     expectations=EXPECTATIONS,
     minutes=3,
     data="real: 1,797 handwritten digits (scikit-learn)",
-    note="Nats of KLOM above its floor; convex: distance to the retrained predictor over that of doing nothing.",
+    note="Nats of KLOM above its floor; convex: distance to the retrained predictor over that of doing nothing. "
+    "Steps and rates were set after a pilot on seed 0, which is among the seeds measured.",
 )
 def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, float]:
     trial = Trial.of(seed, scale)

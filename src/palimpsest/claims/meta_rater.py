@@ -23,9 +23,9 @@ from palimpsest.core.files import sha256_file, write_json, write_text
 from palimpsest.core.seeds import derive, numpy_rng
 
 SCORES = ("subject", "clean", "varied", "reasoned", "fluent", "length", "noise_a", "noise_b")
-_DOCUMENTS, _HELD_OUT, _LENGTH, _SHARE = 4_000, 120, 40, 0.15
-_PROXIES, _PROXY_STEPS = 40, 80
-_STEPS, _WIDTH = 260, 48
+_DOCUMENTS, _HELD_OUT, _LENGTH, _SHARE = 4_000, 120, 32, 0.15
+_PROXIES, _PROXY_STEPS = 36, 70
+_STEPS, _WIDTH = 240, 48
 _MULTIPLES = (1.0, 1.5, 2.5)  # of the learned choice's tokens that random documents get, to see when they catch up
 
 
@@ -49,7 +49,7 @@ _MULTIPLES = (1.0, 1.5, 2.5)  # of the learned choice's tokens that random docum
         Expect("random", minus="learned_two_thirds", at_least=0.0),
         Expect("spearman", at_least=0.5),
     ),
-    minutes=4.5,
+    minutes=3,
     data="generated: 4,000 documents of about 12 words with 8 scores",
     note=(
         "Losses in nats a token on held-out documents. The best single score is chosen on the proxies' losses. "

@@ -79,7 +79,8 @@ UNLEARNERS: Mapping[str, Callable[..., Any]] = {  # all meant to remove
         "E is the largest share of lost knowledge that an attack brings back. Relabelling and DPO towards refusals are "
         "counted among the removers, as their papers mean them. Rounding to 4 bits (recovered_int4) is reported only: "
         "weights of so small a model move by far more than a rounding step. An unlearner that loses half of the other "
-        "facts is left out of the share and the rank."
+        "facts is left out of the share and the rank. The set-up (questions, weight of the retain term) was changed "
+        "after figures of an earlier one had been seen, the expectations were not."
     ),
 )
 def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, float]:

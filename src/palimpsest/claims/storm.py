@@ -43,11 +43,12 @@ _HELD_OUT = 0.1  # of the noisy training samples, for early stopping
         "wrong from right labels at least as well as plain training's losses do; on clean labels it does no harm."
     ),
     paper_says={"direction": "better than cross-entropy under 10 to 40% injected noise (its tables were not read)"},
-    expectations=(  # fixed before five seeds were measured; the size of auc is the sheet's, for digits
+    expectations=(
         Expect("digits_storm", minus="digits_plain", at_least=1.0),
         Expect("digits_auc", at_least=0.9),
         Expect("digits_auc", minus="digits_auc_loss", at_least=0.0),
         Expect("questions_storm", minus="questions_plain", at_least=1.0),
+        Expect("questions_auc", at_least=0.9),
         Expect("questions_auc", minus="questions_auc_loss", at_least=0.0),
         Expect("clean_storm", minus="clean_plain", at_least=-0.5),  # questions with all labels right
     ),
@@ -55,8 +56,9 @@ _HELD_OUT = 0.1  # of the noisy training samples, for early stopping
     data="real: TREC questions (generated ones where the development data are missing) and scikit-learn digits",
     note=(
         "Accuracy in percent on clean test labels; auc: of the weights, auc_loss: of plain training's final losses. "
-        "Under noise all holds; with all labels right it costs the questions about a point, because some sample of a "
-        "batch always gets little weight. On noisy questions early stopping and trimming (told the rate) do better."
+        "Under noise the gains hold, but on the questions the weights' auc is about 0.85, not 0.9; "
+        "with all labels right it costs them about a point, because some sample of a batch always gets little weight. "
+        "On noisy questions early stopping and trimming (told the rate) do better."
     ),
 )
 def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, float]:
