@@ -120,6 +120,20 @@ def test_a_folder_with_lists(tmp_path):
         read(tmp_path, test_classes=["a", "z"])
 
 
+def test_what_a_table_lacks_is_filled_from_the_training_classes_alone(tmp_path):
+    lines = [f"{10 * (n % 4)},{n},k{n % 4}" for n in range(39)] + [",39,k3"]
+    (tmp_path / "a.csv").write_text("\n".join(["size,place,class", *lines]))
+    (tmp_path / "b.csv").write_text(
+        "\n".join(["size,place,class", *(line.replace("30,", "3000,", 1) for line in lines)])
+    )
+    named = {"train_classes": ["k0", "k1"], "test_classes": ["k2", "k3"]}
+    for name in ("a", "b"):
+        found = read(tmp_path / f"{name}.csv", **named)
+        filled = found.test.x[found.test.y == found.test.names.index("k3")][-1, 0]
+        assert filled == pytest.approx(found.train.x[:, 0].mean())
+        assert found.train.x.dtype == np.float32
+
+
 def test_a_folder_with_tables_of_files(tmp_path):
     write(tmp_path, ["images"])
     names = ["0.png", "1.png"]

@@ -109,7 +109,7 @@ def read(
             if one.way < 2:
                 raise InputError(f"{path}: {one.way} class to {name} on; wanted at least 2")
     if kind == "features":
-        train, valid, test = _standardised(train, valid, test)
+        train, valid, test = _standardised(*_filled(train, valid, test))
     return Splits(train, valid, test, kind, given, dropped)
 
 
@@ -173,7 +173,8 @@ def _pair(path: Path, x: np.ndarray, y: np.ndarray | None) -> Examples:
 def read_rows(path: str | Path, *, label: str | None = None, text: str | None = None) -> tuple[Examples, Kind]:
     """All labelled rows of a file, whatever its classes are for; raises InputError as `read` does."""
     parts, kind = _from_rows(Path(path), label, text)
-    return _together(list(parts.values())), kind
+    whole = _together(list(parts.values()))
+    return _filled(whole, None, whole)[0] if kind == "features" else whole, kind
 
 
 def _from_rows(path: Path, label: str | None, text: str | None) -> tuple[dict[str, Examples], Kind]:
@@ -193,7 +194,7 @@ def _from_rows(path: Path, label: str | None, text: str | None) -> tuple[dict[st
     words = next((name for name in _TEXT_COLUMNS if name in first), None) if text is None else text
     if words is None:
         x = _numbers([{k: v for k, v in row.items() if k not in (column, "split")} for _, row in rows], where)
-        return {"train": Examples.of(x, labels)}, "features"
+        return {"train": Examples.of(list(x), labels)}, "features"  # a list, for some may be missing: see `_filled`
     if words not in first:
         raise InputError(f"{where}: no column '{words}'; found {', '.join(map(repr, first))}")
     texts = []
@@ -230,7 +231,7 @@ def _column(row: Mapping[str, Any], given: str | None, known: Sequence[str], wha
 
 
 def _numbers(rows: list[dict[str, Any]], where: str) -> np.ndarray:
-    """(M, D) float32: numbers as they are, words as one column for each that occurs; what is missing is the mean."""
+    """(M, D) float32: numbers as they are, words as one column for each that occurs; what is missing is NaN."""
     columns = []
     for name in rows[0]:
         values = [row.get(name) for row in rows]
@@ -245,7 +246,7 @@ def _numbers(rows: list[dict[str, Any]], where: str) -> np.ndarray:
             continue
         if not np.isfinite(numbers).any():
             continue
-        columns.append(np.where(np.isfinite(numbers), numbers, np.nanmean(numbers)))
+        columns.append(np.where(np.isfinite(numbers), numbers, np.nan))
     if not columns:
         raise InputError(f"{where}: no column to learn from beside the label")
     return np.stack(columns, 1).astype(np.float32)
@@ -304,6 +305,20 @@ def _large_enough(parts: dict[str, Examples], at_least: int) -> tuple[dict[str, 
             )
         kept[part] = one.of_classes(names) if small else one
     return kept, tuple(dropped)
+
+
+def _filled(train: Examples, valid: Examples | None, test: Examples) -> tuple[Examples, Examples | None, Examples]:
+    """Rows of tables as one array, with the mean of the training classes (0 if they have none) where one is missing."""
+    if isinstance(train.x, np.ndarray):
+        return train, valid, test
+    known = np.isfinite(train.x)
+    means = np.where(known, train.x, 0).sum(0) / np.maximum(known.sum(0), 1)
+
+    def filled(one: Examples) -> Examples:
+        x = np.stack(one.x)
+        return replace(one, x=np.where(np.isfinite(x), x, means).astype(np.float32))
+
+    return filled(train), None if valid is None else filled(valid), filled(test)
 
 
 def _standardised(
