@@ -11,6 +11,7 @@ Shapes: M examples of a pool, C classes of it, E episodes, N ways, K shots, Q qu
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -146,14 +147,14 @@ class Task:
         return self
 
 
-class TaskStream:
+class TaskStream(ABC):
     """Tasks by number.  `len` is one pass; `task` answers any number: a finite stream begins anew, others go on."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def task(self, index: int) -> Task:
-        raise NotImplementedError
+    @abstractmethod
+    def task(self, index: int) -> Task: ...
 
     def __iter__(self) -> Iterator[Task]:
         return (self.task(index) for index in range(len(self)))

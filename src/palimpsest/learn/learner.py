@@ -11,6 +11,7 @@ is a `Fitted`, which saves itself to a folder and is read back by `load`.  Knows
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -46,7 +47,7 @@ class Fitted(Protocol):
 F = TypeVar("F", bound=Fitted)
 
 
-class Learner:
+class Learner(ABC):
     """What every learner is.  A subclass has `meta_fit` and `read`.
 
     `inputs`: the kinds of `Examples.x` it takes: "features" (M, D), "images" (M, channels, height, width) or "texts".
@@ -55,13 +56,13 @@ class Learner:
 
     inputs: ClassVar[tuple[str, ...]] = ("features",)
 
+    @abstractmethod
     def meta_fit(self, stream: TaskStream, *, watch: Watch | None = None) -> Any:
         """Learn from the tasks of `stream` and return a `Fitted`.  Neither the stream nor the learner is changed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, folder: Path) -> Any:
         """The `Fitted` that was written to `folder` by this configuration."""
-        raise NotImplementedError
 
     def __call__(self, stream: TaskStream, *, watch: Watch | None = None) -> Any:
         return self.meta_fit(stream, watch=watch)
