@@ -107,6 +107,14 @@ def test_every_table_has_a_caption_and_scoped_headers_and_ids_are_unique(make_ev
     assert all(set(attrs["aria-labelledby"].split()) <= set(ids) for attrs in pictures)
 
 
+def test_what_each_screen_of_a_filter_stops_is_shown(make_evidence, tmp_path):
+    html = written(make_evidence(filters=[{"screen": "names", "benign": 0.0, "definition": 12.5}]), tmp_path)
+    shown = html.split('<h2 id="filters"')[1].split("</section>")[0]
+    assert "names" in shown
+    assert "12.5" in shown
+    assert 'id="table"' not in html
+
+
 def test_numbers_of_the_picture_stand_in_the_table(make_evidence, tmp_path):
     evidence = make_evidence()
     table = written(evidence, tmp_path).split('<table class="measurements"')[1].split("</table>")[0]

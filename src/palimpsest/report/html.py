@@ -66,7 +66,7 @@ def write(evidence: Evidence, folder: str | Path) -> Path:
         "attacks": parts.attacks(evidence),
         "intruder": intruder(evidence),
         "curves": parts.curves(evidence.extras.get("curves") or {}),
-        "table": parts.table(evidence.extras.get("table") or ()),
+        "tables": _tables(evidence),
         "matrix": _matrix(runs, []) if runs else None,
         "config": parts.flat(evidence.method.get("config") or {}),
         "models": parts.hashed(evidence.model),
@@ -168,6 +168,13 @@ def _comparison_panels(evidences: Sequence[Evidence], names: list[str]) -> list[
             Panel(f"panel{place}", card(name), DIRECTIONS[first.better], _ARROWS[first.better], parts.markup(svg), "")
         )
     return panels
+
+
+def _tables(evidence: Evidence) -> list[dict[str, Any]]:
+    """What the run recorded as rows, each under its heading."""
+    heads = {"table": "Side by side", "filters": "Prompts stopped by each screen of the filter alone, in percent"}
+    found = {name: parts.table(evidence.extras.get(name) or ()) for name in heads}
+    return [{"id": name, "title": heads[name], **table} for name, table in found.items() if table]
 
 
 def _facts(evidence: Evidence) -> list[tuple[str, str]]:
