@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
@@ -24,8 +24,9 @@ from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
 from palimpsest.models.anatomy import sharing_copy
 from palimpsest.models.encoder import PACKAGED, Encoder
-from palimpsest.models.low_rank import LowRank
+from palimpsest.models.low_rank import Factors, LowRank, side_by_side
 from palimpsest.models.score import by_tokens, evaluating
+from palimpsest.models.typicality import Distances, Scale
 
 FEWEST = 10  # different texts: below, there is nothing to hold out
 _QUERY_KEY_VALUE = ("query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin", "q_proj", "k_proj", "v_proj")
@@ -34,6 +35,7 @@ _BATCH = 8
 _MASKED = 0.15  # share of the tokens that the masked view lacks
 _HELD_OUT = 0.2  # share of the texts
 _LONGEST = 256  # tokens
+_TOGETHER = 8  # sets of factors that share a pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class Detector:
 
     used: Tensor = field(repr=False)  # (n, L, D) float32, of the texts that the encoder was tuned on
     rest: Tensor = field(repr=False)  # (m, L, D), of those held out
-    factors: dict[str, Tensor] = field(repr=False)  # low-rank factors of the encoder; none: as it came
+    factors: Factors = field(repr=False)  # low-rank factors of the encoder; none: as it came
     encoder: str = PACKAGED
     gamma: float = 1000.0  # of the cosine distance, beside the squared Mahalanobis distance
     nu: float = 0.1  # of the one-class SVM: the share of the used texts that may lie outside
@@ -106,13 +108,13 @@ class Detector:
         return self._scale(self._distances(found.astype(np.float64)))
 
     @cached_property
-    def _distances(self) -> _Distances:
-        return _Distances.of(self.used.double().numpy(), self.gamma)
+    def _distances(self) -> Distances:
+        return Distances.of(self.used.double().numpy(), self.gamma)
 
     @cached_property
-    def _scale(self) -> _Scale:
+    def _scale(self) -> Scale:
         used, rest = self.used.double().numpy(), self.rest.double().numpy()
-        return _Scale.of(self._distances(used, own=True), self._distances(rest), self.nu)
+        return Scale.of(self._distances(used, own=True), self._distances(rest), self.nu)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """JSON-able settings, and tensors: what `restore` makes the same detector from."""
@@ -128,103 +130,45 @@ class Detector:
 
 
 def weights(detectors: Sequence[Detector], texts: Sequence[str]) -> np.ndarray:
-    """(N, detectors) the weight of each text by each detector; those with the same encoder, untuned, share a pass."""
+    """(N, detectors) the weight of each text by each detector; those with the same encoder share its passes."""
     found = np.zeros((len(texts), len(detectors)))
-    shared: dict[str, np.ndarray] = {}
-    for number, detector in enumerate(detectors):
-        if detector.factors:
-            found[:, number] = detector.weight(texts)
-            continue
-        if detector.encoder not in shared:
-            shared[detector.encoder] = features(texts, detector.encoder)
-        found[:, number] = detector.weight_of(detector.score(shared[detector.encoder])) * _written(texts)
+    for encoder in dict.fromkeys(one.encoder for one in detectors):
+        numbers = [number for number, one in enumerate(detectors) if one.encoder == encoder]
+        for first in range(0, len(numbers), _TOGETHER):
+            several = numbers[first : first + _TOGETHER]
+            seen = features_by(texts, [detectors[number].factors for number in several], encoder)
+            for number, one in zip(several, seen, strict=True):
+                detector = detectors[number]
+                found[:, number] = detector.weight_of(detector.score(one)) * _written(texts)
     return found
 
 
-@dataclass(frozen=True)
-class _Distances:
-    """How far features are from those of the used texts, at every layer."""
-
-    mean: np.ndarray  # (L, D)
-    precision: np.ndarray  # (L, D, D)
-    bank: np.ndarray  # (n, L, D), of length one
-    gamma: float
-
-    @staticmethod
-    def of(used: np.ndarray, gamma: float) -> _Distances:
-        from sklearn.covariance import ledoit_wolf
-
-        # shrunk: with fewer texts than dimensions the plain covariance has no inverse
-        shrunk = [ledoit_wolf(used[:, layer])[0] for layer in range(used.shape[1])]
-        precision = np.stack([np.linalg.inv(one + 1e-9 * np.eye(len(one))) for one in shrunk])
-        return _Distances(used.mean(0), precision, _unit_length(used), gamma)
-
-    def __call__(self, found: np.ndarray, *, own: bool = False) -> np.ndarray:
-        """(N, L) squared Mahalanobis distance from the mean, and `gamma` times the cosine distance from the nearest
-        used text; `own`: these are the used texts, none of which is its own neighbour."""
-        from_mean = found - self.mean
-        mahalanobis = np.einsum("nld,lde,nle->nl", from_mean, self.precision, from_mean, optimize=True)
-        cosines = np.einsum("nld,mld->nml", _unit_length(found), self.bank, optimize=True)
-        if own:
-            cosines[np.arange(len(found)), np.arange(len(found))] = -np.inf
-        return mahalanobis + self.gamma * (1 - cosines.max(1))
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """A linear one-class SVM on distances, and where its scores lie for texts of the set."""
-
-    farthest: np.ndarray  # (L,) the largest distances of the used texts
-    unit: np.ndarray  # (L,) the spread of theirs
-    slope: np.ndarray  # (L,)
-    offset: float
-    centres: tuple[float, float] = (0.0, 0.0)  # mean scores of the used texts and of those held out
-    spread: float = 1.0  # standard deviation of the latter
-
-    @staticmethod
-    def of(used: np.ndarray, rest: np.ndarray, nu: float) -> _Scale:
-        """From the distances of the used texts (n, L) and of those held out (m, L).
-
-        A linear one-class SVM parts its texts from the origin.  That is put where a text would be that is as far away
-        at every layer as the farthest used one, so the slope is nowhere below 0: nearness counts for a text at every
-        layer.  (With the origin at distance 0, as in the published code, it would count against it.)
-        """
-        from sklearn.svm import OneClassSVM
-
-        farthest, unit = used.max(0), np.maximum(used.std(0), 1e-9)
-        svm = OneClassSVM(kernel="linear", nu=nu).fit((farthest - used) / unit)
-        scale = _Scale(farthest, unit, svm.coef_[0], float(svm.intercept_[0]))
-        known, unseen = scale(used), scale(rest)
-        return replace(
-            scale,
-            centres=(float(known.mean()), float(unseen.mean())),
-            spread=max(float(unseen.std()), 1e-9),
-        )
-
-    def __call__(self, distances: np.ndarray) -> np.ndarray:
-        """(N,) the SVM's scores."""
-        return (self.farthest - distances) / self.unit @ self.slope + self.offset
-
-
-def features(texts: Sequence[str], encoder: str = PACKAGED, factors: dict[str, Tensor] | None = None) -> np.ndarray:
+def features(texts: Sequence[str], encoder: str = PACKAGED, factors: Factors | None = None) -> np.ndarray:
     """(N, L, D) float32: the hidden states of every layer but the embedding, averaged over a text's tokens.
 
     With low-rank `factors` beside the encoder's own weights.  Padding never counts, nor does who shares a batch.
     """
+    return features_by(texts, [factors or {}], encoder)[0]
+
+
+def features_by(texts: Sequence[str], several: Sequence[Factors], encoder: str = PACKAGED) -> np.ndarray:
+    """(F, N, L, D): `features` with each of F sets of factors, all in the same passes: a row for each text and set."""
     model, tokenizer = _parts(encoder)
-    adapter = LowRank.of(factors, alpha=_ALPHA) if factors else None
     ids = _tokens(tokenizer, texts)
-    found: list[np.ndarray] = [np.empty(0)] * len(ids)
-    if not ids:
-        return np.empty((0, model.config.num_hidden_layers, model.config.hidden_size), dtype=np.float32)
-    attached = adapter.to(model.device).eval().attached(model) if adapter is not None else nullcontext()
-    with evaluating(model), attached:
+    shape = (len(several), len(ids), model.config.num_hidden_layers, model.config.hidden_size)
+    found = np.empty(shape, dtype=np.float32)
+    adapter, shares = side_by_side(several, alpha=_ALPHA)
+    with evaluating(model):
         for places in by_tokens(np.array([len(row) for row in ids])):
-            rows, mask = _padded([ids[place] for place in places], tokenizer.pad_token_id)
-            pooled, _ = _forward(model, rows.to(model.device), mask.to(model.device))
-            for place, row in zip(places, pooled.cpu().numpy(), strict=True):
-                found[place] = row
-    return np.stack(found).astype(np.float32)
+            rows, mask = (
+                part.repeat(len(several), 1).to(model.device)
+                for part in _padded([ids[place] for place in places], tokenizer.pad_token_id)
+            )
+            strength = shares.repeat_interleave(len(places), 0).to(model.device)
+            with adapter.to(model.device).eval().attached(model, strength) if adapter else nullcontext():
+                pooled, _ = _forward(model, rows, mask)
+            found[:, places] = pooled.cpu().numpy().reshape(len(several), len(places), *shape[2:])
+    return found
 
 
 def _forward(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -325,10 +269,6 @@ class _Views:
             "labels": labels,
             "keys": self.keys[rows],
         }
-
-
-def _unit_length(found: np.ndarray) -> np.ndarray:
-    return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
 
 
 def _written(texts: Sequence[str]) -> np.ndarray:

@@ -35,6 +35,9 @@ def _matrices(module: nn.Module) -> Iterator[nn.Module]:
             yield from _matrices(child)
 
 
+Factors = dict[str, Tensor]  # by the matrices' names: ".down" (A, R x inputs) and ".up" (B, outputs x R)
+
+
 class LowRank(nn.Module):
     """Adds (alpha / R) B A x to what some matrices of a model make of x; nothing while every B is zero."""
 
@@ -60,7 +63,9 @@ class LowRank(nn.Module):
         return LowRank(down, up, alpha=alpha, dropout=dropout)
 
     def attached(self, model: nn.Module, strength: Tensor | None = None) -> AbstractContextManager[None]:
-        """Inside, the factors act in `model`: in each row times its `strength`, (B,), or everywhere in full.
+        """Inside, the factors act in `model`: in each row times its `strength`, or everywhere in full.
+
+        `strength`: (B,), or (B, R) where each of the R directions has its own.
 
         `InputError` if the model lacks one of the matrices or has it in another size.
         """
@@ -78,25 +83,43 @@ class LowRank(nn.Module):
     def _hook(self, down: Tensor, up: Tensor, strength: Tensor | None) -> Any:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             seen = F.dropout(inputs[0], self.dropout, self.training).to(down.dtype)
-            change = F.linear(F.linear(seen, down), up) * self.scale
+            directions = F.linear(seen, down) * self.scale
             if strength is not None:
-                times = len(change) // len(strength)  # some blocks lay all positions of all rows in one line
-                rows = strength.to(change).repeat_interleave(times) if times > 1 else strength.to(change)
-                change = change * rows.reshape(-1, *(1,) * (change.ndim - 1))
-            return output + change.to(output.dtype)
+                times = len(seen) // len(strength)  # some blocks lay all positions of all rows in one line
+                rows = strength.to(directions).reshape(len(strength), -1)
+                rows = rows.repeat_interleave(times, 0) if times > 1 else rows
+                directions = directions * rows.reshape(len(rows), *(1,) * (seen.ndim - 2), -1)
+            return output + F.linear(directions, up).to(output.dtype)
 
         return add
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Factors:
         """The factors by name, for saving; `of` makes the same again."""
         parts = (("down", self.down), ("up", self.up))
         return {f"{name}.{part}": p.detach() for part, kept in parts for name, p in zip(self.names, kept, strict=True)}
 
     @staticmethod
-    def of(tensors: Mapping[str, Tensor], *, alpha: float, dropout: float = 0.0) -> LowRank:
+    def of(tensors: Factors, *, alpha: float, dropout: float = 0.0) -> LowRank:
         names = [name.removesuffix(".down") for name in tensors if name.endswith(".down")]
         down, up = ({name: tensors[f"{name}.{part}"] for name in names} for part in ("down", "up"))
         return LowRank(down, up, alpha=alpha, dropout=dropout)
+
+
+def side_by_side(several: Sequence[Factors], *, alpha: float) -> tuple[LowRank | None, Tensor]:
+    """One adapter whose directions are those of F others, and (F, R) what of it is whose: rows of `strength`.
+
+    Those without factors get nothing of it; None if all are so.
+    """
+    ranks = [next((len(value) for name, value in one.items() if name.endswith(".down")), 0) for one in several]
+    if not any(ranks):
+        return None, torch.zeros(len(several), 0)
+    whose = torch.repeat_interleave(torch.arange(len(several)), torch.tensor(ranks))
+    shares = (whose == torch.arange(len(several))[:, None]).float()
+    present = [(one, alpha / rank) for one, rank in zip(several, ranks, strict=True) if rank]
+    names = [name.removesuffix(".down") for name in present[0][0] if name.endswith(".down")]
+    down = {name: torch.cat([one[f"{name}.down"] for one, _ in present]) for name in names}
+    up = {name: torch.cat([scale * one[f"{name}.up"] for one, scale in present], dim=1) for name in names}
+    return LowRank(down, up, alpha=float(sum(ranks))), shares
 
 
 def overlap(low_rank: LowRank, earlier: Sequence[Mapping[str, Tensor]]) -> Tensor:
