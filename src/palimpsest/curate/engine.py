@@ -25,14 +25,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -41,19 +39,18 @@ import palimpsest
 from palimpsest.core.errors import InputError
 from palimpsest.core.files import sha256_of, write_json
 from palimpsest.core.methods import config_of
-from palimpsest.curate import output, pool, workers
+from palimpsest.curate import output, pool, shards, workers
 from palimpsest.curate.pool import Shard, Source
 
 if TYPE_CHECKING:
     from daft import DataFrame
 
-ADDED = ("keep", "weight", "reason")  # besides score_*
 _FACTS_KEY = b"palimpsest_key"
 _EXAMPLES = 20_000  # sampled rows that the result holds
 
 Broken = Literal["stop", "skip"]
-Outcome = tuple[Shard, int, str]  # of a task: its shard, rows done, and the error of a shard that cannot be used
 Method = Callable[["DataFrame"], "DataFrame"]
+M = TypeVar("M", bound=Any)
 
 
 class Surveyor(Protocol):
@@ -180,7 +177,7 @@ class _Job:
         """Make the facts; returns where they lie."""
         goals = {part: self.work / "survey" / f"{part.name}-{self._key(part, 'survey')[:16]}.parquet" for part in parts}
         missing = [(self.method, part, goal) for part, goal in goals.items() if not goal.exists()]
-        self._all(_survey, missing, "looking at the pool")
+        self._all(shards.survey, missing, "looking at the pool")
         _keep_only(self.work / "survey", set(goals.values()))
         tables = [pyarrow.parquet.read_table(goal) for part, goal in goals.items() if part.name not in self.faults]
         if not tables:
@@ -200,15 +197,15 @@ class _Job:
         tasks = []
         for part in parts:
             key = self._key(part, "judge", digest, self.only_kept)
-            if _record(self.work, part, key) is None:
+            if shards.record(self.work, part, key) is None:
                 tasks.append((self.method, part, self.folder, key, facts, digest, self.only_kept))
-        self._all(_judge, tasks, self.progress)
+        self._all(shards.judge, tasks, self.progress)
         parts = [part for part in parts if part.name not in self.faults]
         if not parts:
             raise InputError(f"no shard could be judged; the first: {next(iter(self.faults.values()))['error']}")
-        _keep_only(self.folder / "data", {_data(self.folder, part) for part in parts})
-        _keep_only(self.work / "records", {_record_path(self.work, part) for part in parts})
-        records = [_read_record(_record_path(self.work, part)) for part in parts]
+        _keep_only(self.folder / "data", {shards.data_path(self.folder, part) for part in parts})
+        _keep_only(self.work / "records", {shards.record_path(self.work, part) for part in parts})
+        records = [shards.read_record(shards.record_path(self.work, part)) for part in parts]
         return self._result(parts, records, facts, len(tasks), started)
 
     def _result(
@@ -286,6 +283,19 @@ def describe(method: Any) -> dict[str, Any]:
     return {"name": info.name, "paper": info.paper, "config": config_of(method)}
 
 
+def with_model_folder(method: M, needed: bool, out: Path) -> M:
+    """`method` with a place for the model that it trains (`tuned`); where that is gone, the survey's facts go too.
+
+    They are gathered again, and the model is trained again with them.
+    """
+    if not needed:
+        return method
+    tuned = Path(method.tuned) if method.tuned else out / "model"
+    if not (tuned / "config.json").exists():
+        (out / "facts.parquet").unlink(missing_ok=True)
+    return replace(method, tuned=str(tuned))
+
+
 def add(frame: DataFrame, columns: dict[str, Any]) -> DataFrame:
     """`frame` with expressions as new columns.  An `InputError` if the user's data has a column of that name."""
     for name in columns:
@@ -304,99 +314,6 @@ def text_column(frame: DataFrame, name: str) -> Any:
     if not kind.is_string():
         raise InputError(f"the column '{name}' holds {kind}; wanted strings")
     return daft.col(name)
-
-
-def _survey(method: Any, part: Shard, goal: Path) -> Outcome:
-    def work() -> int:
-        table = method.survey(part.frame()).to_arrow()
-        output.write_table(table, goal)
-        return 0
-
-    return _guarded(part, work)
-
-
-def _judge(
-    method: Any, part: Shard, folder: Path, key: str, facts: Path | None, digest: str, only_kept: bool
-) -> Outcome:
-    def work() -> int:
-        frame = part.frame()
-        judged = method(frame) if facts is None else method.judge(frame, _facts(str(facts), digest))
-        added = [name for name in judged.column_names if name not in frame.column_names]
-        _check_columns(frame.column_names, judged.column_names, added)
-        if only_kept and "keep" in added:
-            judged = judged.where(judged["keep"])
-        path = _data(folder, part)
-        output.write_frame(judged, path)
-        if facts is not None:
-            daft = pool.require_daft()
-            review = method.review(daft.read_parquet(str(path))).to_arrow()
-            output.write_table(review, folder / ".work" / "review" / f"{part.name}.parquet")
-        record = output.summary(path, added, part.name, getattr(method, "text", "text"))
-        write_json(_record_path(folder / ".work", part), {"key": key, "source": part.source, **record})
-        return int(record["rows"])
-
-    return _guarded(part, work)
-
-
-def _guarded(part: Shard, work: Callable[[], int]) -> Outcome:
-    """Errors of the input as text that names the file; everything else goes up."""
-    try:
-        return part, work(), ""
-    except Exception as error:
-        found = _input_error(error)
-        if found is None and type(error).__module__.startswith("daft"):
-            try:
-                part.check()
-            except InputError as broken:
-                found = str(broken)
-        if found is None:
-            raise
-        return part, 0, found if part.source in found else f"{part.source}: {found}"
-
-
-def _input_error(error: BaseException | None) -> str | None:
-    """The text of an `InputError` that Daft has wrapped."""
-    while error is not None:
-        if isinstance(error, InputError):
-            return str(error)
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _check_columns(before: list[str], after: list[str], added: list[str]) -> None:
-    lost = [name for name in before if name not in after]
-    if lost:
-        raise RuntimeError(f"the method dropped the user's columns {', '.join(lost)}")
-    if not any(name in ADDED or name.startswith("score_") for name in added):
-        raise RuntimeError(f"the method added no keep, weight or score_* (it added {', '.join(added) or 'nothing'})")
-
-
-@lru_cache(maxsize=2)
-def _facts(path: str, digest: str) -> pa.Table:
-    """The facts, read once a process."""
-    return pyarrow.parquet.read_table(path)
-
-
-def _data(folder: Path, part: Shard) -> Path:
-    return folder / "data" / f"{part.name}.parquet"
-
-
-def _record_path(work: Path, part: Shard) -> Path:
-    return work / "records" / f"{part.name}.json"
-
-
-def _record(work: Path, part: Shard, key: str) -> dict[str, Any] | None:
-    """The record of a shard that is finished under this key."""
-    path = _record_path(work, part)
-    if not path.exists() or not _data(work.parent, part).exists():
-        return None
-    record = _read_record(path)
-    return record if record["key"] == key else None
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def _keep_only(folder: Path, wanted: set[Path]) -> None:

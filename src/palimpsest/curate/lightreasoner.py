@@ -31,7 +31,7 @@ from palimpsest.core.watch import Watch
 from palimpsest.curate import contrast
 from palimpsest.curate.contrast import Steps
 from palimpsest.curate.distillation import Chosen, Distillation
-from palimpsest.curate.engine import add, text_column
+from palimpsest.curate.engine import add, text_column, with_model_folder
 from palimpsest.curate.pool import Shard, require_daft
 from palimpsest.data.batches import Encoded
 from palimpsest.models import adapt
@@ -177,12 +177,7 @@ class LightReasoner:
 
     def prepare(self, shards: Sequence[Shard], out: Path) -> LightReasoner:
         """With a place for the fine-tuned model; where that is gone, it is made again."""
-        if not self.steps:
-            return self
-        tuned = Path(self.tuned) if self.tuned else out / "model"
-        if not (tuned / "config.json").exists():
-            (out / "facts.parquet").unlink(missing_ok=True)
-        return replace(self, tuned=str(tuned))
+        return with_model_folder(self, bool(self.steps), out)
 
     def survey(self, shard: DataFrame) -> DataFrame:
         """(row, ids, start, divergence, tokens, weights) of each question; row is a hash of its text."""

@@ -27,7 +27,7 @@ from palimpsest.core.errors import InputError
 from palimpsest.core.methods import method
 from palimpsest.core.seeds import derive
 from palimpsest.curate.bilevel import Trained, Training
-from palimpsest.curate.engine import add, text_column
+from palimpsest.curate.engine import add, text_column, with_model_folder
 from palimpsest.curate.pool import Shard, require_daft
 from palimpsest.curate.rescaler import WIDTHS, Features
 from palimpsest.curate.samples import Samples, Vectors
@@ -132,12 +132,7 @@ class Storm:
 
     def prepare(self, shards: Sequence[Shard], out: Path) -> Storm:
         """With a place for the trained model; where that is gone, what was learned is learned again."""
-        if not self.model:
-            return self
-        tuned = Path(self.tuned) if self.tuned else out / "model"
-        if not (tuned / "config.json").exists():
-            (out / "facts.parquet").unlink(missing_ok=True)
-        return replace(self, tuned=str(tuned))
+        return with_model_folder(self, bool(self.model), out)
 
     def survey(self, shard: DataFrame) -> DataFrame:
         """(text, label, row) of the shard's samples; row is a hash of both."""

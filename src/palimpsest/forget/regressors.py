@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.core.errors import InputError
+from palimpsest.core.losses import evaluating
 from palimpsest.core.seeds import numpy_rng, seed_everything
 from palimpsest.core.watch import Watch
 from palimpsest.forget.unlearn import above_zero
@@ -193,19 +194,6 @@ class Shuffled:
         order = numpy_rng(self.seed, "epoch", epoch).permutation(len(self.tree["inputs"]))
         rows = torch.from_numpy(order[place * self.batch_size : (place + 1) * self.batch_size])
         return {name: values[rows.to(values.device)] for name, values in self.tree.items()}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout, running statistics left alone, no gradient; every module gets its mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def some(names: Mapping[str, Any], most: int = 6) -> str:

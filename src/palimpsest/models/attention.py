@@ -65,7 +65,7 @@ def with_momentum(model: Model, eta: float = 0.5, *, learned: bool = False, reac
     """
     if not 0 < eta < 1:
         raise InputError(f"eta must lie between 0 and 1, not {eta}: it is a decay a token")
-    _register()
+    register(NAME, _forward)
     changed = copy.deepcopy(model)
     found = attention_modules(changed)
     use_attention(changed, NAME)
@@ -100,12 +100,13 @@ def _heads(module: nn.Module, model: Any) -> int:
     return int(getattr(module, "num_heads", None) or model.config.get_text_config().num_attention_heads)
 
 
-def _register() -> None:
+def register(name: str, forward: Any) -> None:
+    """Make `forward` an attention implementation that transformers knows by `name`; masks as for sdpa."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    AttentionInterface.register(NAME, _forward)
-    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    AttentionInterface.register(name, forward)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def _forward(

@@ -35,7 +35,7 @@ def _matrices(module: nn.Module) -> Iterator[nn.Module]:
             yield from _matrices(child)
 
 
-Factors = dict[str, Tensor]  # by the matrices' names: ".down" (A, R x inputs) and ".up" (B, outputs x R)
+Factors = Mapping[str, Tensor]  # by the matrices' names: ".down" (A, R x inputs) and ".up" (B, outputs x R)
 
 
 class LowRank(nn.Module):
@@ -93,7 +93,7 @@ class LowRank(nn.Module):
 
         return add
 
-    def tensors(self) -> Factors:
+    def tensors(self) -> dict[str, Tensor]:
         """The factors by name, for saving; `of` makes the same again."""
         parts = (("down", self.down), ("up", self.up))
         return {f"{name}.{part}": p.detach() for part, kept in parts for name, p in zip(self.names, kept, strict=True)}

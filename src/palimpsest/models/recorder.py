@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from palimpsest.core.errors import InputError
 from palimpsest.models.anatomy import hooked, output_of
-from palimpsest.models.attention import attention_modules, use_attention
+from palimpsest.models.attention import attention_modules, register, use_attention
 
 NAME = "palimpsest_recorded"
 
@@ -39,7 +39,7 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
     modules = attention_modules(model)
     before: Any = cast(Any, model).config._attn_implementation
     recorder = Recorder()
-    _register()
+    register(NAME, _forward)
     hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
     for place, module in enumerate(modules):
         source, width = _query_source(module)
@@ -82,14 +82,6 @@ def _keep_output(recorder: Recorder) -> Callable[..., None]:
         recorder.outputs.append(output_of(output)[:, -1].detach())
 
     return keep
-
-
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    AttentionInterface.register(NAME, _forward)
-    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def _forward(
