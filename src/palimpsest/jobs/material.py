@@ -42,7 +42,7 @@ class Source:
     model: str | None = None  # your model, a folder or hub name; default: a small one is trained on forget and retain
     reference: str | None = None  # a model like yours that was trained without the records to forget
     config: str = "llama-mini"  # which small model to train when --model is not given
-    rows: int = 300  # at most so many rows of each set when a model is trained here; 0: all
+    rows: int = 100  # at most so many rows of each set when a model is trained here; 0: all
     train_epochs: float = 40.0  # passes over the records when a model is trained here
     train_lr: float = 2e-3  # peak learning rate of that training (tuning --model: use 1e-5 to 1e-4)
     seed: int = 0
