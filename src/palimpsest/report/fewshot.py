@@ -38,7 +38,7 @@ def write(evidence: Evidence, folder: str | Path) -> Path:
         "sentences": _sentences(evidence),
         "facts": [
             ("Method", evidence.method["name"]),
-            ("Episodes", f"{main.n:,} of {episode['way']} ways, {episode['shot']} shots, {episode['queries']} queries"),
+            ("Episodes", f"{main.n:,}, {episode['way']}-way {episode['shot']}-shot, {episode['queries']} queries each"),
             ("Test classes", f"{test['classes']:,} ({test['rows']:,} examples)"),
             ("Trained on", f"{evidence.data['train_classes']['classes']:,} other classes, {training['way']} ways"),
             ("Time", duration(evidence.seconds)),
