@@ -181,9 +181,9 @@ def _phi(both: int, b: int, c: int, neither: int) -> float:
     margins = (both + b) * (c + neither) * (both + c) * (b + neither)
     if margins == 0:
         return 0.0
-    cross = both * neither - b * c
+    cross: float = both * neither - b * c
     if cross > 0:
-        cross = max(cross - (both + b + c + neither) / 2, 0.0)  # type: ignore[assignment]
+        cross = max(cross - (both + b + c + neither) / 2, 0.0)
     return cross / math.sqrt(margins)
 
 

@@ -7,7 +7,7 @@ embeddings, the output head and vectors keep their precision, as in practice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -53,7 +53,7 @@ def quantised(lm: LM, bits: int) -> LM:
             for p in module.parameters(recurse=False):
                 if p.ndim >= 2 and id(p) not in kept and not isinstance(module, nn.Embedding):
                     p.copy_(rounded(p, bits, channel=1 if type(module).__name__ == "Conv1D" else p.ndim - 2))
-    return replace(lm, model=model)
+    return lm.with_model(model)
 
 
 def rounded(weight: Tensor, bits: int, channel: int = 0) -> Tensor:

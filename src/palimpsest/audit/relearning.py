@@ -8,7 +8,7 @@ Shapes: P looks, N facts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -76,7 +76,7 @@ class Relearning:
 
         def look(step: int, model: Any) -> bool:
             if step in self.looks:
-                found.append(known(replace(lm, model=model), scored))
+                found.append(known(lm.with_model(model), scored))
             return False
 
         batches = Batches(encoded, min(self.batch_size, len(encoded)), derive(side.seed, "relearning"))

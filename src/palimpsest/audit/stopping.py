@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from palimpsest.audit.muse import Muse
 from palimpsest.core.errors import InputError
@@ -39,7 +39,7 @@ def stop_when_forgotten(
     def until(step: int, model: nn.Module) -> bool:
         if step % every:
             return False
-        looked: Any = replace(lm, model=model, guard=None)  # type: ignore[arg-type]
+        looked = lm.with_model(model).with_guard(None)
         return score(looked) <= enough
 
     return until

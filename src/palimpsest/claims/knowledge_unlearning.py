@@ -184,7 +184,7 @@ class _Stage:
         """The model at the first look at which the forget set counts as forgotten, or after all steps."""
 
         def until(step: int, model: nn.Module) -> bool:
-            return step % LOOK == 0 and self.accuracy(replace(self.before, model=model)) <= FORGOTTEN  # type: ignore[arg-type]
+            return step % LOOK == 0 and self.accuracy(self.before.with_model(model)) <= FORGOTTEN
 
         method = UNLEARNERS[name](steps=self.steps(STEPS), lr=rate, batch_size=BATCH, warmup_epochs=0.0, seed=self.seed)
         return method(self.before, request, watch=Watch(until=until, progress=False))
@@ -200,7 +200,7 @@ class _Stage:
 
         def look(step: int, model: nn.Module) -> bool:
             if step >= steps and step % max(1, steps // 4) == 0:
-                now = self._logprobs(replace(self.before, model=model))  # type: ignore[arg-type]
+                now = self._logprobs(self.before.with_model(model))
                 seen[step] = float(np.mean(start - now))
             return False
 

@@ -229,7 +229,7 @@ class World:
             if done % LOOK:
                 return False
             looked = time.perf_counter()
-            found = self.accuracy(replace(expert, model=model))
+            found = self.accuracy(expert.with_model(model))
             looking += time.perf_counter() - looked
             return found >= until
 

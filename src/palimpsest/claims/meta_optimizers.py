@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,7 @@ class Run:
         def build(folder: Path) -> None:
             start = self.language.untrained
             model = with_momentum(start.model, ETA, reach=1 if kind == "previous" else 0)
-            write_json(folder / "loss.json", self._loss(self._fitted(replace(start, model=model), 0, self.early).model))
+            write_json(folder / "loss.json", self._loss(self._fitted(start.with_model(model), 0, self.early).model))
 
         key = [palimpsest.__version__, torch.__version__, CONFIG, LR, BATCH, ETA, kind, self.early, self.language.seed]
         return cache.cached("claim-meta-optimizers-loss", key, build, _read_loss)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +214,7 @@ class Trial:
             if (
                 step % LOOK_EVERY == 0
                 and step < self.steps
-                and self.right(replace(self.lm, model=model), self.forget) <= GONE
+                and self.right(self.lm.with_model(model), self.forget) <= GONE
             ):
                 taken = step
                 return True

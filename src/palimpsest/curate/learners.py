@@ -7,7 +7,7 @@ sequence classifier, and any causal language model that should give the labels a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +130,7 @@ def _answers(plan: Storm, prompts: Sequence[str], answers: Sequence[str]) -> Lea
     encoded = lm.encode(list(zip(prompts, joined, strict=True)), max_length=plan.max_length)
 
     def save(trained: Any, folder: Path) -> None:
-        replace(lm, model=trained.cpu()).save(folder)
+        lm.with_model(trained.cpu()).save(folder)
 
     return Learner(_placed(lm.model.float()), Answers(encoded), [], save)
 

@@ -227,7 +227,7 @@ def plain(lm: LM) -> LM:
             f"this model forgets by a guard ({type(lm.guard).__name__}), not by its weights: load it without the guard"
         )
     model = merged(lm.model)
-    return lm if model is lm.model else replace(lm, model=model)
+    return lm if model is lm.model else lm.with_model(model)
 
 
 def trainable_copy(budget: Budget, lm: LM) -> nn.Module:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -66,7 +65,7 @@ def finished(lm: LM, work: nn.Module) -> LM:
     model = model.to(lm.device).requires_grad_(True).eval()
     if same_weights(model, lm.model):
         raise InputError("the method changed no weight: raise lr, steps or epochs")
-    return replace(lm, model=model)
+    return lm.with_model(model)
 
 
 def check_vocabulary(one: LM, other: LM) -> None:

@@ -278,6 +278,10 @@ class LM:
         """The same model with weights of its own, without gradients; tokenizer and guard, never changed, are shared."""
         model = copy.deepcopy(self.model)
         model.zero_grad(set_to_none=True)
+        return self.with_model(model)
+
+    def with_model(self, model: Any) -> LM:
+        """These weights (not a copy) with the same tokenizer and guard."""
         return replace(self, model=model)
 
     def with_guard(self, guard: Guard | None) -> LM:
