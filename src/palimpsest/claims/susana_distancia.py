@@ -17,7 +17,7 @@ from palimpsest.claims import Expect, claim
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
 from palimpsest.data.episodes import Episodes, Examples
-from palimpsest.learn.evaluation import evaluate
+from palimpsest.data.evaluation import evaluate
 from palimpsest.learn.fewshot.episodic import FittedEpisodic
 from palimpsest.learn.fewshot.susana_distancia import Name, SusanaDistancia, icnn_score
 

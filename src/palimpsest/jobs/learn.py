@@ -219,7 +219,7 @@ def _with_features(splits: Splits, options: FewShotData) -> Splits:
 def attempt(info: MethodInfo, method: Any, material: Material, watch: Any = None) -> tuple[Any, Evidence]:
     """A method meta-trained and tested, beside itself without training."""
     from palimpsest.core.watch import Watch
-    from palimpsest.learn.evaluation import evaluate, interval
+    from palimpsest.data.evaluation import evaluate, interval
 
     if getattr(info.cls, "family", "") != FAMILY:
         raise InputError(f"{info.name} is no few-shot learner of features or images")
@@ -326,7 +326,7 @@ def _confusions(episodes: Episodes, scores: Any, most: int = 8) -> list[dict[str
 
 
 def _measurement(name: str, values: np.ndarray, before: np.ndarray) -> Measurement:
-    from palimpsest.learn.evaluation import interval
+    from palimpsest.data.evaluation import interval
 
     mean, low, high = interval(100 * values)
     return Measurement(

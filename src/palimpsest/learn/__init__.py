@@ -5,7 +5,7 @@ A learner is a frozen dataclass: ``fitted = learner.meta_fit(stream)``, ``predic
 """
 
 from palimpsest.data.episodes import Episodes, Examples, Task, Tasks, TaskStream
-from palimpsest.learn.evaluation import Scores, evaluate
+from palimpsest.data.evaluation import Scores, evaluate
 from palimpsest.learn.fewshot import (
     ANIL,
     GPAM,

@@ -9,7 +9,7 @@ import torch
 from palimpsest.core.errors import InputError
 from palimpsest.core.watch import Watch
 from palimpsest.data.episodes import Episodes
-from palimpsest.learn.evaluation import evaluate
+from palimpsest.data.evaluation import evaluate
 from palimpsest.learn.fewshot import GPAM, MNAV, OProto, ProtoBias
 from palimpsest.learn.fewshot.episodic import EpisodeBatches
 from palimpsest.learn.fewshot.gpam import Prototypes, between_classes, boundary, views_apart

@@ -5,7 +5,7 @@ import pytest
 
 from palimpsest.core.errors import InputError
 from palimpsest.data.episodes import Episodes, Examples
-from palimpsest.learn.evaluation import Scores, evaluate, in_words, interval
+from palimpsest.data.evaluation import Scores, evaluate, in_words, interval
 
 
 def test_scores_of_known_and_unknown_queries():
