@@ -8,7 +8,7 @@ Shapes: B rows, T tokens, N labelled tokens of the batch, n of them at once, D h
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -64,15 +64,21 @@ def per_token(
             wanted = reference.head(cast(Tensor, frozen)).float()
         return score(logits, targets, wanted)
 
-    words = getattr(head, "out_features", None) or hidden_ND.shape[-1]
-    rows = max(CHUNK_ROWS, CHUNK_ELEMENTS // words)
-    if len(hidden_ND) <= max(rows, WHOLE_ELEMENTS // words):
-        values_N = values(hidden_ND, *beside)
-    else:
-        pieces = zip(hidden_ND.split(rows), *(part.split(rows) for part in beside), strict=True)
-        values_N = torch.cat([cast(Tensor, checkpoint(values, *piece, use_reentrant=False)) for piece in pieces])
+    values_N = in_chunks(values, (hidden_ND, *beside), getattr(head, "out_features", None) or hidden_ND.shape[-1])
     scattered = torch.zeros(labelled.shape, dtype=values_N.dtype, device=values_N.device)
     return scattered.masked_scatter(labelled, values_N)
+
+
+def in_chunks(values: Callable[..., Tensor], parts: Sequence[Tensor], words: int) -> Tensor:
+    """``values(*parts)``, (N,), for (N, ...) parts whose logits have so many words.
+
+    Where the logits would be too many to keep, a chunk at a time, recomputed in the backward pass.
+    """
+    rows = max(CHUNK_ROWS, CHUNK_ELEMENTS // words)
+    if len(parts[0]) <= max(rows, WHOLE_ELEMENTS // words):
+        return values(*parts)
+    pieces = zip(*(part.split(rows) for part in parts), strict=True)
+    return torch.cat([cast(Tensor, checkpoint(values, *piece, use_reentrant=False)) for piece in pieces])
 
 
 def token_logprobs(model: nn.Module, batch: Batch) -> Tensor:
