@@ -119,3 +119,12 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch):
 def test_papers_prints_the_catalogue(capsys):
     assert cli.main(["papers", "--verb", "audit"]) == 0
     assert "muse" in capsys.readouterr().out
+
+
+def test_warnings_and_log_lines_are_one_line_each_without_a_place_in_the_code():
+    program = (
+        "import logging, warnings; from palimpsest import cli; cli._speak_plainly();"
+        "warnings.warn('two\\nlines', stacklevel=1); logging.getLogger('palimpsest.forget.eco').warning('no gate')"
+    )
+    done = subprocess.run([sys.executable, "-W", "default", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["palimpsest: note: two lines", "palimpsest: note: no gate"]

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from palimpsest.core.allocator import keep_freed_memory
 
         keep_freed_memory()
+        _speak_plainly()
         arguments = sys.argv[1:]
     arguments = list(arguments)
     try:
@@ -257,6 +258,21 @@ def _wide(unless: object) -> Iterator[None]:
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = before
+
+
+def _speak_plainly() -> None:
+    """Warnings and what our modules log as one line each, without the place in the code that they come from."""
+    import logging
+    import warnings
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        _say(f"note: {' '.join(str(message).split())}")
+
+    warnings.showwarning = show
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{PROGRAM}: note: %(message)s"))
+    ours = logging.getLogger("palimpsest")
+    ours.handlers, ours.propagate = [handler], False
 
 
 def _say(line: str) -> None:
