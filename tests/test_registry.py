@@ -25,8 +25,10 @@ from palimpsest.data.episodes import Episodes, Examples, Task
 from palimpsest.data.functions import Dense, FunctionStream
 from palimpsest.data.records import select_questions
 from palimpsest.data.request import ForgetRequest
+from palimpsest.data.text_tasks import TextTask
 from palimpsest.data.world import World
 from palimpsest.learn import evaluate, load, save
+from palimpsest.learn.incontext.mend import PromptedTasks
 from palimpsest.models.lm import LM
 
 METHODS = all_methods()
@@ -35,6 +37,7 @@ LEARN = [info for info in METHODS if info.verb == "learn"]
 SMALL = {
     "steps": 2,
     "helper_steps": 2,
+    "pretraining_steps": 2,
     "batch_size": 8,
     "lr": 1e-3,
     "scales_tried": 2,
@@ -215,6 +218,17 @@ TRIALS["functions"] = Trial(
     lambda info: FunctionStream(Dense(2), points=6, batch_size=8),
     lambda fitted, stream: fitted.predictions(**{name: stream(5)[name] for name in "xy"}).numpy(),
 )
+TRIALS["prompted"] = Trial(
+    lambda info: prompted_tasks(),
+    lambda fitted, stream: fitted.adapt(stream.tasks[0]).scores(["green", "black"]),
+)
+
+
+def prompted_tasks() -> PromptedTasks:
+    texts = ["red is warm and blue is cold, so they say here", "a cat sees a dog and the dog sees the cat again"]
+    pairs = (("red", "warm"), ("blue", "cold"), ("pink", "warm"), ("grey", "cold"))
+    lm = LM.build(texts, CONFIGS["gpt2"], vocab_size=300, seed=1)
+    return PromptedTasks(lm, [TextTask("colours", pairs, ("cold", "warm"))], texts)
 
 
 def trials(info: MethodInfo) -> list[Trial]:
@@ -226,7 +240,7 @@ def trials(info: MethodInfo) -> list[Trial]:
 
 def written(fitted: Any, folder: Path) -> dict[str, bytes]:
     save(fitted, folder)
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @learning

@@ -18,7 +18,7 @@ from palimpsest.learn.fewshot import (
     RelationNet,
     SusanaDistancia,
 )
-from palimpsest.learn.incontext import GPICL, BayesianPrism, MomentumAttention
+from palimpsest.learn.incontext import GPICL, MEND, BayesianPrism, HyperTuning, MomentumAttention, PromptTuning
 from palimpsest.learn.learner import Fitted, Learner, Predictor, load, save
 
 __all__ = [
@@ -26,16 +26,19 @@ __all__ = [
     "GPAM",
     "GPICL",
     "MAML",
+    "MEND",
     "MNAV",
     "BayesianPrism",
     "Episodes",
     "Examples",
     "Fitted",
+    "HyperTuning",
     "Learner",
     "MatchingNet",
     "MomentumAttention",
     "OProto",
     "Predictor",
+    "PromptTuning",
     "ProtoBias",
     "ProtoNet",
     "RelationNet",
