@@ -186,7 +186,10 @@ def _learn(rest: Arguments) -> int:
     known = {info.name: info for info in every if getattr(info.cls, "family", "") == family}
     program = f"{PROGRAM} learn {family}"
     name, rest = _positional(rest, "METHOD", _summaries(known), program)
-    return _work(known[name], *learn.FAMILIES[family], rest, f"{program} {name}")
+    job, options = learn.FAMILIES[family]
+    if isinstance(options, dict):
+        options = options[known[name].cls.inputs[0]]
+    return _work(known[name], job, options, rest, f"{program} {name}")
 
 
 def _work(info: Any, job: Callable[[Any, Any, Any], int], options: type, rest: Arguments, program: str) -> int:

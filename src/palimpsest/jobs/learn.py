@@ -19,6 +19,7 @@ import numpy as np
 from palimpsest.core.errors import InputError
 from palimpsest.core.methods import MethodInfo, all_methods, config_of, get
 from palimpsest.core.records import Evidence, Measurement
+from palimpsest.jobs import in_context
 
 if TYPE_CHECKING:
     from palimpsest.data.episodes import Episodes, Examples
@@ -146,7 +147,12 @@ def compare_learners(options: CompareLearners) -> int:
     return 0
 
 
-FAMILIES: dict[str, tuple[Callable[[MethodInfo, Any, Any], int], type]] = {FAMILY: (few_shot, FewShotOptions)}
+Job = Callable[[MethodInfo, Any, Any], int]
+# a family's job and its options, which may depend on the first of a method's `inputs`
+FAMILIES: dict[str, tuple[Job, type | dict[str, type]]] = {
+    FAMILY: (few_shot, FewShotOptions),
+    in_context.FAMILY: (in_context.learn, in_context.OPTIONS),
+}
 
 
 def chosen(names: str, *, open_set: bool) -> list[MethodInfo]:

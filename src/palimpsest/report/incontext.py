@@ -1,18 +1,62 @@
-"""The transition of GPICL as a picture and a table: from remembered tasks to learning, over tasks and model sizes.
+"""Learners in context on a page, and GPICL's transition from remembered tasks to learning as a picture and a table.
 
-Knows nothing of how the models were trained; draws what `learn.incontext.gpicl.study` returns.
+Knows nothing of how the models were trained: reads the evidence of ``palimpsest learn in-context`` and what
+`learn.incontext.gpicl.study` returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from palimpsest.audit.cards import card
 from palimpsest.core.errors import InputError
+from palimpsest.core.records import Evidence
 from palimpsest.learn.incontext.gpicl import Trial
-from palimpsest.report import plots
+from palimpsest.report import parts, plots
+from palimpsest.report.html import render
+from palimpsest.report.words import duration
 
 _ROLES = ("after", "reference", "before", "ink", "muted")  # of the lines, largest model first
+_PLACES = 9  # of a context's length that are marked
+
+
+def write(evidence: Evidence, folder: str | Path) -> Path:
+    """Write ``report.html`` into `folder`; returns its path.  Raises InputError for evidence of another kind."""
+    extras = evidence.extras
+    if evidence.kind != "learn" or "verdict" not in extras:
+        raise InputError("this evidence is not of a learner in context")
+    path = Path(folder) / "report.html"
+    headline = extras["verdict"][0].upper() + extras["verdict"][1:]
+    context = {
+        "title": f"{evidence.method['name']} \N{MIDDLE DOT} {headline}",
+        "kicker": "in-context report",
+        "undertext": evidence.model["after"]["sha256"],
+        "headline": headline,
+        "facts": [("Method", evidence.method["name"]), ("Time", duration(evidence.seconds))],
+        "course": _course(extras["course"], extras["along"], extras["unit"]) if "course" in extras else "",
+        "caption": f"{extras.get('unit', '')}, by {extras.get('along', '')}".capitalize() + ".",
+        "rows": [parts.row(m) for m in evidence.measurements],
+        "curves": parts.curves(extras.get("curves") or {}),
+        "config": parts.flat(evidence.method["config"]),
+        "data": parts.hashed(evidence.data),
+        "environment": parts.flat(evidence.environment),
+    }
+    render("incontext.html", context, path)
+    return path
+
+
+def _course(found: Mapping[str, Sequence[float]], along: str, unit: str) -> str:
+    """Each measurement by the length of the context, at up to `_PLACES` lengths."""
+    length = len(next(iter(found.values())))
+    places = sorted({round(n * (length - 1) / max(1, _PLACES - 1)) for n in range(_PLACES)})
+    lines = [
+        plots.Line(card(name).title.split(" ", 2)[-1], [values[place] for place in places], role)
+        for role, (name, values) in zip(_ROLES, found.items(), strict=False)
+    ]
+    percent = unit.endswith("%")
+    return plots.sweep([str(place) for place in places], lines, "course", unit, along=along, percent=percent)
 
 
 def transition(trials: Sequence[Trial], key: str) -> str:

@@ -181,9 +181,19 @@ class Line:
 
 @in_our_settings
 def sweep(
-    settings: Sequence[str], lines: Sequence[Line], key: str, title: str, *, along: str, level: float | None = None
+    settings: Sequence[str],
+    lines: Sequence[Line],
+    key: str,
+    title: str,
+    *,
+    along: str,
+    level: float | None = None,
+    percent: bool = True,
 ) -> str:
-    """Percentages over a row of settings, evenly spaced (`along` says of what); `level`: a rule, such as chance."""
+    """Percentages over a row of settings, evenly spaced (`along` says of what); `level`: a rule, such as chance.
+
+    `percent=False`: numbers from 0 to the largest.
+    """
     figure, axes = canvas(480, 220, left=48, right=132, bottom=40, top=10)
     places = range(len(settings))
     if level is not None:
@@ -191,7 +201,8 @@ def sweep(
     for line in lines:
         style: dict[str, Any] = {"dashes": (4, 2)} if line.dashed else {"marker": "o", "markersize": 5}
         axes.plot(places, line.values, color=COLOURS[line.role], linewidth=1.3 if line.dashed else 1.8, **style)
-    _percentages(axes, [(float(line.values[-1]), line.name, COLOURS[line.role]) for line in lines])
+    top = 100.0 if percent else max(max(line.values) for line in lines) or 1.0
+    _percentages(axes, [(float(line.values[-1]), line.name, COLOURS[line.role]) for line in lines], top)
     axes.set_xticks(list(places), list(settings))
     axes.set_xlabel(along, color=COLOURS["muted"])
     _ruled(axes)
@@ -200,10 +211,10 @@ def sweep(
     return svg(figure, key, title, f"By {along}, {', '.join(settings)}: {told}.{chance}")
 
 
-def _percentages(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """A scale from 0 to 100, and each line's name beside its end: (height, name, colour)."""
-    axes.set_ylim(-3, 103)
-    for height, (_, name, colour) in zip(_apart([end[0] for end in ends], 9.0), ends, strict=True):
+def _percentages(axes: Axes, ends: Sequence[tuple[float, str, str]], top: float = 100.0) -> None:
+    """A scale from 0 to `top`, and each line's name beside its end: (height, name, colour)."""
+    axes.set_ylim(-0.03 * top, 1.03 * top)
+    for height, (_, name, colour) in zip(_apart([end[0] for end in ends], 0.09 * top), ends, strict=True):
         beside(axes, name, height, 8, color=colour)
 
 

@@ -6,12 +6,12 @@ Knows nothing of how a metric is computed.  A file for each family of measuremen
 
 from __future__ import annotations
 
-from palimpsest.audit.cards import learning, muse, removal, telling, traces, wording
+from palimpsest.audit.cards import in_context, learning, muse, removal, telling, traces, wording
 from palimpsest.audit.cards.card import MetricCard
 
 __all__ = ["CARDS", "MetricCard", "card"]
 
-FAMILIES = (muse, wording, telling, removal, traces, learning)
+FAMILIES = (muse, wording, telling, removal, traces, learning, in_context)
 CARDS: dict[str, MetricCard] = {entry.name: entry for family in FAMILIES for entry in family.CARDS}
 
 

@@ -66,6 +66,7 @@ class BayesianPrism(Learner):
     seed: int = 0
 
     inputs: ClassVar[tuple[str, ...]] = ("functions",)
+    family: ClassVar[str] = "in-context"
 
     def __post_init__(self) -> None:
         if self.layout not in ("interleaved", "packed"):

@@ -67,6 +67,7 @@ class GPICL(Learner):
     clip: float = 2.0
     seed: int = 0
 
+    family: ClassVar[str] = "in-context"
     answers_none: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
