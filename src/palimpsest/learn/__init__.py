@@ -6,6 +6,7 @@ A learner is a frozen dataclass: ``fitted = learner.meta_fit(stream)``, ``predic
 
 from palimpsest.data.episodes import Episodes, Examples, Task, Tasks, TaskStream
 from palimpsest.data.evaluation import Scores, evaluate
+from palimpsest.learn.continual import EWC, KNN, NMC, FineTuning, LinearProbe, LwF, Replay
 from palimpsest.learn.fewshot import (
     ANIL,
     GPAM,
@@ -23,17 +24,23 @@ from palimpsest.learn.learner import Fitted, Learner, Predictor, load, save
 
 __all__ = [
     "ANIL",
+    "EWC",
     "GPAM",
     "GPICL",
+    "KNN",
     "MAML",
     "MEND",
     "MNAV",
+    "NMC",
     "BayesianPrism",
     "Episodes",
     "Examples",
+    "FineTuning",
     "Fitted",
     "HyperTuning",
     "Learner",
+    "LinearProbe",
+    "LwF",
     "MatchingNet",
     "MomentumAttention",
     "OProto",
@@ -42,6 +49,7 @@ __all__ = [
     "ProtoBias",
     "ProtoNet",
     "RelationNet",
+    "Replay",
     "Scores",
     "SusanaDistancia",
     "Task",
