@@ -188,7 +188,7 @@ def _learn(rest: Arguments) -> int:
     name, rest = _positional(rest, "METHOD", _summaries(known), program)
     job, options = learn.FAMILIES[family]
     if isinstance(options, dict):
-        options = options[known[name].cls.inputs[0]]
+        options = options[known[name].cls.inputs[0]]  # type: ignore[attr-defined]  # of every learner
     return _work(known[name], job, options, rest, f"{program} {name}")
 
 

@@ -157,7 +157,7 @@ class Prefix:
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=tokenizer.eos_token_id,
                 )[0]
-                said.append(tokenizer.decode(tokens, skip_special_tokens=True))
+                said.append(str(tokenizer.decode(tokens, skip_special_tokens=True)))
         return said
 
 

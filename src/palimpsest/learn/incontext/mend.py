@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ class MEND(Learner):
         base = base_of(start.model)
         body = copy.deepcopy(getattr(base, base.base_model_prefix)).requires_grad_(True)
         body.config.architectures = None  # it has no head; saving the model would name one
-        return Distiller(body, self.vectors, stream.lm.model.get_input_embeddings().weight.shape[1], self.seed)
+        return Distiller(body, self.vectors, table_of(stream.lm).shape[1], self.seed)
 
     def read(self, folder: Path) -> FittedMEND:
         from safetensors.torch import load_file
@@ -159,7 +159,7 @@ class MEND(Learner):
         from palimpsest.models.lm import LM
 
         lm = LM.load(folder / "lm")
-        width = lm.model.get_input_embeddings().weight.shape[1]
+        width = table_of(lm).shape[1]
         config = folder / "reader" / "config.json"
         reader: nn.Module
         if config.is_file():
@@ -189,7 +189,12 @@ class PromptTuning(MEND):
     kl_weight: float = 0.0
 
     def reader(self, stream: PromptedTasks) -> nn.Module:
-        return StaticVectors(first_vectors(stream.lm.model.get_input_embeddings().weight, self.vectors, self.seed))
+        return StaticVectors(first_vectors(table_of(stream.lm), self.vectors, self.seed))
+
+
+def table_of(lm: LM) -> Tensor:
+    """(V, D): the embeddings of a model's words."""
+    return cast(Any, lm.model).get_input_embeddings().weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +244,8 @@ class FittedMEND:
 
         `whole`: for all of them, m vectors for each part that can be read, one part after another (c m, D).
         """
-        found, rest = [], list(pairs)
+        found: list[Tensor] = []
+        rest = list(pairs)
         while rest or not found:
             shown = self.reading.demonstrations(rest, self.room)
             device = next(self.reader.parameters()).device
@@ -256,7 +262,7 @@ class FittedMEND:
         """
         task = TextTask.of(task)
         shown = task.examples if whole else task.examples[: self.learner.demonstrations]
-        vectors = self.compress(shown, whole=whole).to(self.lm.model.get_input_embeddings().weight.dtype)
+        vectors = self.compress(shown, whole=whole).to(table_of(self.lm).dtype)
         return PrefixPredictor(Prefix(self.lm, vectors), self.layout, task.options)
 
     def write(self, folder: Path) -> None:
@@ -359,7 +365,7 @@ class _Loss:
     def __call__(self, reader: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         learner, model = self.fitted.learner, self.fitted.lm.model
         vectors = reader(batch["read"], batch["read_mask"])
-        model.to(vectors.device)  # type: ignore[arg-type]  # where it is already, nothing happens
+        model.to(vectors.device)  # where it is already, nothing happens
         query = embed(model, batch["query"])
         seen = torch.cat([vectors.to(query.dtype), query], dim=1)
         student = hidden(model, seen, F.pad(batch["query_mask"], (vectors.shape[1], 0), value=1))[
