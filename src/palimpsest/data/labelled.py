@@ -83,14 +83,7 @@ def read(
     Raises InputError for what cannot be read or leaves fewer than two classes to train or to test on.
     """
     path = Path(source).expanduser()
-    kind: Kind
-    if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
-        parts, kind = read_folder(path, {name: PARTS[name] for name in PARTS}, size), "images"
-    elif path.suffix.lower() == ".npz":
-        parts, kind = _from_npz(path, size)
-    else:
-        parts, kind = _from_rows(path, label, text)
-    parts = {name: one for name, one in parts.items() if one is not None and len(one)}
+    parts, kind = _parts(path, label, text, size)
     if train_classes or test_classes:
         whole = _together(list(parts.values()))
         parts = _by_names(whole, train_classes, test_classes)
@@ -109,7 +102,7 @@ def read(
             if one.way < 2:
                 raise InputError(f"{path}: {one.way} class to {name} on; wanted at least 2")
     if kind == "features":
-        train, valid, test = _standardised(*_filled(train, valid, test))
+        train, valid, test = standardised(*_filled(train, valid, test))
     return Splits(train, valid, test, kind, given, dropped)
 
 
@@ -170,9 +163,22 @@ def _pair(path: Path, x: np.ndarray, y: np.ndarray | None) -> Examples:
     return Examples.of(x if x.dtype != np.float64 else x.astype(np.float32), y)
 
 
-def read_rows(path: str | Path, *, label: str | None = None, text: str | None = None) -> tuple[Examples, Kind]:
-    """All labelled rows of a file, whatever its classes are for; raises InputError as `read` does."""
-    parts, kind = _from_rows(Path(path), label, text)
+def _parts(path: Path, label: str | None, text: str | None, size: int | None) -> tuple[dict[str, Examples], Kind]:
+    kind: Kind
+    if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
+        parts, kind = read_folder(path, {name: PARTS[name] for name in PARTS}, size), "images"
+    elif path.suffix.lower() == ".npz":
+        parts, kind = _from_npz(path, size)
+    else:
+        parts, kind = _from_rows(path, label, text)
+    return {name: one for name, one in parts.items() if one is not None and len(one)}, kind
+
+
+def read_rows(
+    path: str | Path, *, label: str | None = None, text: str | None = None, size: int | None = None
+) -> tuple[Examples, Kind]:
+    """All labelled rows of a source, whatever its classes are for; raises InputError as `read` does."""
+    parts, kind = _parts(Path(path).expanduser(), label, text, size)
     whole = _together(list(parts.values()))
     return _filled(whole, None, whole)[0] if kind == "features" else whole, kind
 
@@ -321,9 +327,7 @@ def _filled(train: Examples, valid: Examples | None, test: Examples) -> tuple[Ex
     return filled(train), None if valid is None else filled(valid), filled(test)
 
 
-def _standardised(
-    train: Examples, valid: Examples | None, test: Examples
-) -> tuple[Examples, Examples | None, Examples]:
+def standardised(train: Examples, valid: Examples | None, test: Examples) -> tuple[Examples, Examples | None, Examples]:
     """Columns of very different spread made comparable by the training classes' mean and deviation."""
     spread = train.x.std(0)
     if spread.max() <= 10 * max(float(np.median(spread)), 1e-12):  # embeddings, which are comparable as they are

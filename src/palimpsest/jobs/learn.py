@@ -19,7 +19,7 @@ import numpy as np
 from palimpsest.core.errors import InputError
 from palimpsest.core.methods import MethodInfo, all_methods, config_of, get
 from palimpsest.core.records import Evidence, Measurement
-from palimpsest.jobs import in_context
+from palimpsest.jobs import continual, in_context
 
 if TYPE_CHECKING:
     from palimpsest.data.episodes import Episodes, Examples
@@ -152,6 +152,7 @@ Job = Callable[[MethodInfo, Any, Any], int]
 FAMILIES: dict[str, tuple[Job, type | dict[str, type]]] = {
     FAMILY: (few_shot, FewShotOptions),
     in_context.FAMILY: (in_context.learn, in_context.OPTIONS),
+    continual.FAMILY: (continual.learn, continual.ContinualOptions),
 }
 
 

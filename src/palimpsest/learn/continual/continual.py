@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -51,8 +51,8 @@ class ContinualLearner(Learner):
         """The state that has met no class."""
         return Known(self)
 
-    def meta_fit(self, stream: TaskStream, *, watch: Watch | None = None) -> Known:
-        """Observe the support of each task of `stream`, in order."""
+    def meta_fit(self, stream: TaskStream, *, watch: Watch | None = None) -> Any:
+        """The `Known` after the support of each task of `stream`, in order."""
         known = self.start()
         for task in stream:
             known = known.observe(task.check().support, watch=watch)
@@ -80,7 +80,7 @@ class Known:
     dimensions: int = 0
     observed: int = 0
 
-    def observe(self, examples: Examples, *, watch: Watch | None = None) -> Known:
+    def observe(self, examples: Examples, *, watch: Watch | None = None) -> Self:
         """The state after `examples`.
 
         Raises InputError for no example, features of another kind or size than before, a zero vector where features are
