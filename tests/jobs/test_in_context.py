@@ -44,6 +44,7 @@ def checked(out: Path, name: str) -> Evidence:
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "No description is on record" not in page
     assert "<svg" in page
+    assert "&lt;svg" not in page
     assert name in {m.name for m in found.measurements}
     assert not (out / ".unfinished").exists()
     load(out / "learner")

@@ -47,7 +47,7 @@ def write(evidence: Evidence, folder: str | Path) -> Path:
     return path
 
 
-def _course(found: Mapping[str, Sequence[float]], along: str, unit: str) -> str:
+def _course(found: Mapping[str, Sequence[float]], along: str, unit: str) -> Any:
     """Each measurement by the length of the context, at up to `_PLACES` lengths."""
     length = len(next(iter(found.values())))
     places = sorted({round(n * (length - 1) / max(1, _PLACES - 1)) for n in range(_PLACES)})
@@ -56,7 +56,9 @@ def _course(found: Mapping[str, Sequence[float]], along: str, unit: str) -> str:
         for role, (name, values) in zip(_ROLES, found.items(), strict=False)
     ]
     percent = unit.endswith("%")
-    return plots.sweep([str(place) for place in places], lines, "course", unit, along=along, percent=percent)
+    return parts.markup(
+        plots.sweep([str(place) for place in places], lines, "course", unit, along=along, percent=percent)
+    )
 
 
 def transition(trials: Sequence[Trial], key: str) -> str:
