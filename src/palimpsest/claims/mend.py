@@ -86,13 +86,11 @@ def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, 
     first, second = (max(2, round(steps * scale)) for steps in (FIRST, SECOND))
     stages: dict[str, Any] = {"pretraining_steps": first, "steps": second, "seed": seed}
     stages |= {"lr": RATE, "pretraining_lr": RATE, **COMMON}
-    all_second = stages | {"pretraining_steps": 0, "steps": first + second}
     signal: dict[str, Any] = {} if mechanism else {"kl_weight": 0.0, "pretrain_on": "nll"}
     arms = {
         "mend": MEND(**stages | signal),
         "hyper_tuning": HyperTuning(**stages),
-        "static": PromptTuning(**all_second),
-        "mend_one_stage": MEND(**all_second | signal),
+        "static": PromptTuning(**stages | {"pretraining_steps": 0, "steps": first + second}),
         "kl_only": MEND(**stages | (signal or {"prediction_weight": 0.0})),
     }
     tests = world.tests(world.held_out, QUERIES if scale >= 1 else 2)
