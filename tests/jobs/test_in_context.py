@@ -56,7 +56,7 @@ def test_a_base_set(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "chance" in capsys.readouterr().out
     found = checked(data / "palimpsest-learn", "unseen_task_accuracy")
     assert {m.name for m in found.measurements} >= {"seen_task_accuracy", "other_class_accuracy"}
-    assert found["unseen_task_accuracy"].reference > 0
+    assert (found["unseen_task_accuracy"].reference or 0) > 0
     assert len(found.extras["course"]["unseen_task_accuracy"]) == 8
 
 
@@ -73,7 +73,8 @@ def test_tasks_of_texts_with_a_model(data: Path, capsys: pytest.CaptureFixture[s
     assert cli.main([*MEND, "--data", "tasks.jsonl", "--model", "model"]) == 0
     assert "on 1 held-out tasks behind 3 vectors" in capsys.readouterr().out
     measured = checked(data / "palimpsest-learn", "prompt_accuracy")["prompt_accuracy"]
-    assert all(0 <= value <= 100 for value in (measured.before, measured.after, measured.reference))
+    found = (measured.before, measured.after, measured.reference)
+    assert all(value is not None and 0 <= value <= 100 for value in found)
     assert LM.load("model").sha256 == before
 
 

@@ -89,9 +89,9 @@ class PrefixPredictor:
     layout: Layout
     options: tuple[str, ...] = ()
 
-    def __call__(self, inputs: Sequence[str]) -> np.ndarray:
+    def __call__(self, x: Sequence[str]) -> np.ndarray:
         """(Q,) int64: the option of the highest score.  Raises `InputError` for a task without options."""
-        return self.scores(inputs).argmax(1)
+        return self.scores(x).argmax(1)
 
     def scores(self, inputs: Sequence[str], options: Sequence[str] | None = None) -> np.ndarray:
         """(Q, O) float64: the mean log-probability of an option's tokens after each input."""
