@@ -143,7 +143,7 @@ def classes_of(rng: np.random.Generator, target: np.ndarray, classes: tuple[int,
     models, rows = target.shape
     low, most = classes
     target = causal.standardised(target)
-    count = rng.integers(low, most + 1, size=models)
+    count: np.ndarray = rng.integers(low, most + 1, size=(models,))
     if low == 2:
         count[rng.random(models) < 0.5] = 2
     own = np.take_along_axis(target, rng.integers(rows, size=(models, most - 1)), 1)
