@@ -178,6 +178,16 @@ def test_page_and_table(make_evidence, tmp_path):
     assert {row["better"] for row in rows if row["measurement"] == "utility"} == {"npo", "difference", ""}
 
 
+def test_many_methods_are_ranked_and_their_pairs_left_to_the_table(tmp_path):
+    evidences = [method(f"m{k:02}", "lower", 10 * k + NOISE) for k in range(11)]
+    text = write(evidences, tmp_path).read_text(encoding="utf-8")
+    first, last = "m00: better than 10, worse than none of the others.", "m10: better than none, worse than 10"
+    assert 0 < text.index(first) < text.index(last)
+    assert "Every test as a table" not in text
+    assert "compare.csv" in text
+    assert len((tmp_path / "compare.csv").read_text(encoding="utf-8").splitlines()) == 1 + 55
+
+
 def test_the_page_says_what_each_method_took(make_evidence, tmp_path):
     cost = {"seconds": 3.2, "steps": 1200, "changed": "guard", "extra_parameters": 34567}
     guarded = replace(make_evidence("eco"), extras={"cost": cost})

@@ -7,6 +7,7 @@ came about.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,9 @@ def write(evidence: Evidence, folder: str | Path) -> Path:
     return path
 
 
+_SHOWN_PAIRWISE = 10  # methods; with more, a page of all pairs is no longer read
+
+
 def compare_page(
     evidences: Sequence[Evidence], findings: Sequence[Finding], path: Path, headline: str | None = None
 ) -> None:
@@ -92,6 +96,7 @@ def compare_page(
     verb = "holds" if holding <= 1 else "hold"
     seen = dict.fromkeys(f.measurement for f in findings)
     groups = [(card(name).title, [f for f in findings if f.measurement == name]) for name in seen]
+    many = len(names) > _SHOWN_PAIRWISE
     context = {
         "title": f"Comparison \N{MIDDLE DOT} {', '.join(names)}",
         "kicker": "comparison",
@@ -102,13 +107,39 @@ def compare_page(
         "methods": [(name, found, LEVEL_WORDS[found.level]) for name, found in zip(names, verdicts, strict=True)],
         "panels": _comparison_panels(evidences, names),
         "matrix": _matrix(evidences, findings),
-        "groups": groups,
+        "groups": [(title, _standings(found) if many else _sentences(found)) for title, found in groups],
         "costs": _costs(evidences, names),
-        "tests": [_test_row(finding) for finding in findings],
+        "tests": [] if many else [_test_row(finding) for finding in findings],
         "data": parts.hashed(evidences[0].data),
         "environment": parts.flat(evidences[0].environment),
     }
     render("compare.html", context, path)
+
+
+def _sentences(findings: Sequence[Finding]) -> list[tuple[str, bool]]:
+    """A sentence for each pair, and whether a difference was shown; one for all where none could be tested."""
+    if all(finding.p is None for finding in findings):
+        return [(f"No paired test was possible ({findings[0].why}). Compare the intervals.", False)]
+    return [(finding.sentence, bool(finding.better)) for finding in findings]
+
+
+def _standings(findings: Sequence[Finding]) -> list[tuple[str, bool]]:
+    """A sentence for each method: how many others it was shown to be better and worse than, the best first."""
+    tested = [finding for finding in findings if finding.p is not None]
+    if not tested:
+        return _sentences(findings)
+    won: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    for finding in tested:
+        won.update({finding.a: 0, finding.b: 0})
+        if finding.better:
+            won[finding.better] += 1
+            lost[finding.b if finding.better == finding.a else finding.a] += 1
+    ranked = sorted(won, key=lambda name: (lost[name] - won[name], name))
+    return [
+        (f"{name}: better than {won[name] or 'none'}, worse than {lost[name] or 'none'} of the others.", not lost[name])
+        for name in ranked
+    ]
 
 
 _LEFT, _RIGHT = "\N{LEFTWARDS ARROW}", "\N{RIGHTWARDS ARROW}"
