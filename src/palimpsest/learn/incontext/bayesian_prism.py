@@ -23,6 +23,7 @@ from palimpsest.core import bayes
 from palimpsest.core.errors import InputError, unknown
 from palimpsest.core.methods import method
 from palimpsest.core.watch import Watch
+from palimpsest.data.ahead import ahead
 from palimpsest.data.functions import Family, Linear
 from palimpsest.learn.learner import Learner
 from palimpsest.models.sequences import SequenceConfig, SequenceModel, build, load, save
@@ -80,16 +81,17 @@ class BayesianPrism(Learner):
         def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             return F.mse_loss(self._answers(model, batch["x"], batch["y"]), batch["y"])
 
-        (watch or Watch()).fit(
-            "meta-training",
-            model,
-            loss,
-            stream,
-            steps=self.steps,
-            lr=self.lr,
-            schedule=self.schedule,
-            seed=self.seed,
-        )
+        with ahead(stream) as batches:
+            (watch or Watch()).fit(
+                "meta-training",
+                model,
+                loss,
+                batches,
+                steps=self.steps,
+                lr=self.lr,
+                schedule=self.schedule,
+                seed=self.seed,
+            )
         return FittedPrism(self, model.eval())
 
     def model(self, dim: int, points: int) -> SequenceModel:

@@ -23,6 +23,7 @@ from palimpsest.core.errors import InputError
 from palimpsest.core.methods import method
 from palimpsest.core.seeds import derive, numpy_rng
 from palimpsest.core.watch import Watch
+from palimpsest.data.ahead import ahead
 from palimpsest.data.episodes import Task, TaskStream
 from palimpsest.data.projections import BaseSet, ProjectedTasks, Projections, scaled, transform
 from palimpsest.learn.learner import Learner
@@ -96,16 +97,17 @@ class GPICL(Learner):
             right = (logits.detach().argmax(-1) == batch["y"]).float()
             return factor * value, {"nll": value.detach(), "late_accuracy": right[:, right.shape[1] // 2 :].mean()}
 
-        (watch or Watch()).fit(
-            "meta-training",
-            model,
-            loss,
-            stream,
-            steps=self.steps,
-            lr=self.lr,
-            clip=factor * self.clip,
-            seed=self.seed,
-        )
+        with ahead(stream) as batches:
+            (watch or Watch()).fit(
+                "meta-training",
+                model,
+                loss,
+                batches,
+                steps=self.steps,
+                lr=self.lr,
+                clip=factor * self.clip,
+                seed=self.seed,
+            )
         return InContextClassifier(self, model.eval())
 
     def model(self, features: int, classes: int, length: int) -> SequenceModel:
