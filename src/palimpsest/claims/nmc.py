@@ -37,7 +37,7 @@ EPOCHS = 10
 QUIET = Watch(progress=False)
 
 RATES = (0.003, 0.01, 0.03, 0.1)
-BASELINES: dict[str, tuple[ContinualLearner, ...]] = {
+BASELINES: dict[str, tuple[Any, ...]] = {  # frozen dataclasses of different fields
     "knn": tuple(KNN(neighbours=k) for k in (1, 3, 5, 9)),
     "fine_tuning": tuple(FineTuning(lr=lr, epochs=EPOCHS) for lr in RATES),
     "replay_2": tuple(Replay(lr=lr, epochs=EPOCHS, exemplars=2) for lr in RATES),
