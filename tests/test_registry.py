@@ -214,6 +214,9 @@ TRIALS: dict[str, Trial] = {
     kind: Trial(partial(episodes_for, kind=kind), lambda fitted, stream: evaluate(fitted, stream).answers)
     for kind in ("features", "images")
 }
+TRIALS["texts"] = Trial(
+    lambda info: texts_of(episodes_for(info)), lambda fitted, stream: evaluate(fitted, stream).answers
+)
 TRIALS["functions"] = Trial(
     lambda info: FunctionStream(Dense(2), points=6, batch_size=8),
     lambda fitted, stream: fitted.predictions(**{name: stream(5)[name] for name in "xy"}).numpy(),
@@ -222,6 +225,11 @@ TRIALS["prompted"] = Trial(
     lambda info: prompted_tasks(),
     lambda fitted, stream: fitted.adapt(stream.tasks[0]).scores(["green", "black"]),
 )
+
+
+def texts_of(episodes: Episodes) -> Episodes:
+    """The same episodes of short texts."""
+    return episodes.over([f"number {row} is of the kind {label}" for row, label in enumerate(episodes.pool.y)])
 
 
 def prompted_tasks() -> PromptedTasks:

@@ -8,6 +8,7 @@ Knows nothing of episodes.  Shapes: M inputs, V views, D dimensions of the encod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from palimpsest.core import cache
 from palimpsest.core.files import sha256_of
 from palimpsest.data.relations import Relation, only, semifactuals
 from palimpsest.models.encoder import Encoder
+from palimpsest.models.retrieval import checked
 
 _VERSION = 2  # changes when the same input would get other features
 
@@ -26,6 +28,18 @@ _VERSION = 2  # changes when the same input would get other features
 def text_features(texts: Sequence[str], encoder: Encoder) -> np.ndarray:
     """(M, D) float32 sentence vectors of length one."""
     return _kept(["text", list(texts)], encoder, lambda: encoder.embed(texts))
+
+
+def vectors_of(x: Any, encoder: str) -> np.ndarray:
+    """(M, D) of M texts by the encoder of that name, or of M vectors, which stay as they are."""
+    if len(x) and all(isinstance(text, str) for text in x):
+        return text_features(list(x), _loaded(encoder))
+    return checked(x, "inputs")
+
+
+@lru_cache(maxsize=2)
+def _loaded(encoder: str) -> Encoder:
+    return Encoder.load(encoder)
 
 
 def relation_features(

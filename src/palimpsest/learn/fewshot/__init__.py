@@ -5,6 +5,7 @@ from palimpsest.learn.fewshot.maml import ANIL, MAML
 from palimpsest.learn.fewshot.matching import MatchingNet
 from palimpsest.learn.fewshot.open_set import MNAV, OProto, ProtoBias
 from palimpsest.learn.fewshot.prototypical import ProtoNet
+from palimpsest.learn.fewshot.raml import RAML
 from palimpsest.learn.fewshot.relation import RelationNet
 from palimpsest.learn.fewshot.susana_distancia import SusanaDistancia
 
@@ -13,6 +14,7 @@ __all__ = [
     "GPAM",
     "MAML",
     "MNAV",
+    "RAML",
     "MatchingNet",
     "OProto",
     "ProtoBias",
