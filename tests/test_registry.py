@@ -37,6 +37,7 @@ LEARN = [info for info in METHODS if info.verb == "learn"]
 SMALL = {
     "steps": 2,
     "helper_steps": 2,
+    "tuning_steps": 2,
     "pretraining_steps": 2,
     "batch_size": 8,
     "lr": 1e-3,

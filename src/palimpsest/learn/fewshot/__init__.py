@@ -1,5 +1,6 @@
 """Learners of few-shot episodes: metric learners, gradient learners, and those that may answer "none of the above"."""
 
+from palimpsest.learn.fewshot.demonstration_retrieval import DemonstrationRetrieval
 from palimpsest.learn.fewshot.gpam import GPAM
 from palimpsest.learn.fewshot.maml import ANIL, MAML
 from palimpsest.learn.fewshot.matching import MatchingNet
@@ -15,6 +16,7 @@ __all__ = [
     "MAML",
     "MNAV",
     "RAML",
+    "DemonstrationRetrieval",
     "MatchingNet",
     "OProto",
     "ProtoBias",
