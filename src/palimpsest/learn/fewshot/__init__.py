@@ -1,5 +1,6 @@
 """Learners of few-shot episodes: metric learners, gradient learners, and those that may answer "none of the above"."""
 
+from palimpsest.learn.fewshot.fast_slow import FastSlow
 from palimpsest.learn.fewshot.gpam import GPAM
 from palimpsest.learn.fewshot.maml import ANIL, MAML
 from palimpsest.learn.fewshot.matching import MatchingNet
@@ -13,6 +14,7 @@ __all__ = [
     "GPAM",
     "MAML",
     "MNAV",
+    "FastSlow",
     "MatchingNet",
     "OProto",
     "ProtoBias",
