@@ -20,7 +20,15 @@ from palimpsest.learn.fewshot import (
     RelationNet,
     SusanaDistancia,
 )
-from palimpsest.learn.incontext import GPICL, MEND, BayesianPrism, HyperTuning, MomentumAttention, PromptTuning
+from palimpsest.learn.incontext import (
+    GPICL,
+    MEND,
+    BayesianPrism,
+    HyperTuning,
+    MachineLearningLM,
+    MomentumAttention,
+    PromptTuning,
+)
 from palimpsest.learn.learner import Fitted, Learner, Predictor, load, save
 
 __all__ = [
@@ -43,6 +51,7 @@ __all__ = [
     "Learner",
     "LinearProbe",
     "LwF",
+    "MachineLearningLM",
     "MatchingNet",
     "MomentumAttention",
     "OProto",
