@@ -52,7 +52,7 @@ TAILS: dict[str, Tail] = {"full": "exact", "truncated": "zero", "frozen": "synth
     minutes=2,
     data="real: handwritten digits of scikit-learn, each picture a class under pixel noise",
     note="the memory and its feedback network are our reconstruction from the abstract; all variants start from one "
-    "memory trained with exact gradients",
+    "memory trained with exact gradients; pilots ran on seed 100 and changed no expectation",
 )
 def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, float]:
     """Accuracies in percent over 600 episodes (chance 33), and of the class shown once where others are shown twice.
@@ -62,7 +62,7 @@ def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, 
     warm, train, valid, test = _pools(seed)
     count = max(20, round(600 * scale))
     base = FastSlow(
-        tail="exact", window=WINDOW, steps=max(3, round(WARM_STEPS * scale)), lr=WARM_RATE, episodes=48, seed=seed
+        warm_up=1.0, window=WINDOW, steps=max(3, round(WARM_STEPS * scale)), lr=WARM_RATE, episodes=48, seed=seed
     ).meta_fit(_episodes(warm, seed), watch=Watch(progress=False))
     steps = max(3, round(STEPS * scale))
     measured = {"unchanged": _accuracy(base, test, count, seed)}
@@ -75,8 +75,7 @@ def measure(seed: int, mechanism: bool = True, scale: float = 1.0) -> dict[str, 
         measured[variant] = _accuracy(trained[variant], test, count, seed)
         measured[f"{variant}_rare"] = _rare(trained[variant], test, count, seed)
     batch = EpisodeBatches(_episodes(train, seed + 1), 48)(0)
-    exact = replace(base.learner, warm_up=1.0)
-    _, logs = exact.loss(trained["synthetic"].network, batch, WAY)
+    _, logs = base.learner.loss(trained["synthetic"].network, batch, WAY)
     measured["cosine"] = float(logs["cosine"])  # of predicted and exact gradients of the memory
     most = {}
     for variant in ("full", "synthetic"):

@@ -109,7 +109,7 @@ class FastSlow(Episodic):
         for parameter, gradient in zip(_trained(network.memory), found.parameters, strict=True):
             linear = linear + (parameter * gradient).sum()
         logs: dict[str, Tensor] = {}
-        if found.states and self.tail != "zero":
+        if self.tail == "synthetic":
             slow, logs = self.feedback_loss(network, found)
             weights = _trained(network.feedback)
             if weights:
@@ -138,7 +138,7 @@ class FastSlow(Episodic):
             """One backward pass: add to the sums, and pair each state with its gradient."""
             wanted = [*parameters, support, query, *(part for state in states for part in state)]
             found = torch.autograd.grad(outputs, wanted, slopes, allow_unused=True)
-            for total, gradient in zip(sums, found, strict=False):
+            for total, gradient in zip(sums, found[: len(sums)], strict=True):
                 if gradient is not None:
                     total += gradient
             for number, state in enumerate(states):
