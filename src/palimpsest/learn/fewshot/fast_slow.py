@@ -99,7 +99,7 @@ class FastSlow(Episodic):
     def loss(self, network: Any, batch: Batch, way: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean cross-entropy of the queries, with the gradient that `tail` gives it."""
         support, query = embedded(network, batch)
-        order = torch.rand(support.shape[:2]).argsort(1)
+        order = torch.rand(support.shape[:2]).argsort(1).to(support.device)
         labels = batch["support_labels"].gather(1, order)
         support = support.gather(1, order[..., None].expand_as(support))
         warm = int(batch["number"][0]) < self.warm_up * self.steps * self.episodes
@@ -264,15 +264,15 @@ class Feedback(nn.Module):
         self.controllers = _perceptron(5 * width + told, hidden, 4 * width)
         self.slots = _perceptron(5 * width + told, hidden, width)
         for part in (self.controllers, self.slots):
-            nn.init.zeros_(part[-1].weight)
-            nn.init.zeros_(part[-1].bias)
+            for parameter in part[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, state: State, told: Tensor | None = None) -> State:
         *controllers, memory = state
         context = torch.cat([*controllers, *([] if told is None else [told])], -1)
         each = torch.cat([context[:, None].expand(-1, memory.shape[1], -1), memory], -1)
         parts = self.controllers(torch.cat([context, memory.mean(1)], -1)).split(self.width, dim=-1)
-        return State(*parts, self.slots(each))
+        return State(*(*parts, self.slots(each)))
 
 
 def limited(gradient: Tensor, longest: float) -> Tensor:
