@@ -67,7 +67,6 @@ class MachineLearningLM(Learner):
     seed: int = 0
 
     inputs: ClassVar[tuple[str, ...]] = ("tables",)
-    family: ClassVar[str] = "in-context"
 
     def __post_init__(self) -> None:
         if self.layout not in _LAYOUTS:
