@@ -47,7 +47,7 @@ def ways(x: np.ndarray, y: np.ndarray, names: list[str]) -> dict[str, list[str]]
             for row, label in zip(x.tolist(), y, strict=True)
         ],
         "key_value": [
-            f"{', '.join(f'{name} is {value}' for name, value in zip(names, row, strict=True))}. The label is {label}.\n"
+            f"{', '.join(f'{name} is {value}' for name, value in zip(names, row, strict=True))}. Label: {label}.\n"
             for row, label in zip(x.tolist(), y, strict=True)
         ],
     }
