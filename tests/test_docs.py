@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -73,9 +74,10 @@ def test_commands_parse(command, monkeypatch, capsys):
     from palimpsest.jobs import compare, learn, pages, papers, reproduce, run, single, verify
 
     monkeypatch.setattr(run, "run", lambda options: 0)
-    for module, name in ((compare, "VERBS"), (learn, "FAMILIES")):
-        kinds = {key: (lambda *_: 0, options) for key, (_, options) in getattr(module, name).items()}
-        monkeypatch.setattr(module, name, kinds)
+    verbs = {key: (lambda _: 0, options) for key, (_, options) in compare.VERBS.items()}
+    families = {key: dataclasses.replace(family, job=lambda *_: 0) for key, family in learn.FAMILIES.items()}
+    monkeypatch.setattr(compare, "VERBS", verbs)
+    monkeypatch.setattr(learn, "FAMILIES", families)
     monkeypatch.setattr(papers, "papers", lambda query, options: 0)
     monkeypatch.setattr(server, "serve", lambda options: 0)
     monkeypatch.setattr(pages, "site", lambda options: 0)

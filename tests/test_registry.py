@@ -25,6 +25,7 @@ from palimpsest.data.episodes import Episodes, Examples, Task
 from palimpsest.data.functions import Dense, FunctionStream
 from palimpsest.data.records import select_questions
 from palimpsest.data.request import ForgetRequest
+from palimpsest.data.tables import TablePrior, Tables
 from palimpsest.data.text_tasks import TextTask
 from palimpsest.data.world import World
 from palimpsest.learn import evaluate, load, save
@@ -226,6 +227,14 @@ TRIALS["prompted"] = Trial(
     lambda info: prompted_tasks(),
     lambda fitted, stream: fitted.adapt(stream.tasks[0]).scores(["green", "black"]),
 )
+TRIALS["tables"] = Trial(
+    lambda info: Tables(TablePrior(columns=(2, 3), classes=(2, 2), deepest=1), (8, 8), 4, batch_size=4, block=2),
+    lambda fitted, stream: table_answers(fitted, **stream(5)),
+)
+
+
+def table_answers(fitted: Any, x: torch.Tensor, y: torch.Tensor, present: torch.Tensor, shots: int) -> np.ndarray:
+    return fitted.predictor(x[0, :shots], y[0, :shots], 2).probabilities(x[0, shots:])
 
 
 def texts_of(episodes: Episodes) -> Episodes:

@@ -181,12 +181,14 @@ def _learn(rest: Arguments) -> int:
     from palimpsest.core import methods
     from palimpsest.jobs import learn
 
-    family, rest = _positional(rest, "FAMILY", learn.FAMILIES, f"{PROGRAM} learn")
+    family, rest = _positional(
+        rest, "FAMILY", {name: one.summary for name, one in learn.FAMILIES.items()}, f"{PROGRAM} learn"
+    )
     every = methods.all_methods("learn")
     known = {info.name: info for info in every if getattr(info.cls, "family", "") == family}
     program = f"{PROGRAM} learn {family}"
     name, rest = _positional(rest, "METHOD", _summaries(known), program)
-    job, options = learn.FAMILIES[family]
+    job, options = learn.FAMILIES[family].job, learn.FAMILIES[family].options
     if isinstance(options, dict):
         options = options[known[name].cls.inputs[0]]  # type: ignore[attr-defined]  # of every learner
     return _work(known[name], job, options, rest, f"{program} {name}")

@@ -26,7 +26,8 @@ def test_every_paper_has_a_standing_and_the_newest_result_counts(results):
     assert found["knowledge_unlearning"].commands[0] == "palimpsest reproduce knowledge_unlearning"
     assert "palimpsest forget npo --help" in found["knowledge_unlearning"].commands
     assert any(command.startswith("palimpsest learn few-shot ") for command in found["susana_distancia"].commands)
-    assert found["gpicl"].commands == ["palimpsest reproduce gpicl"]  # the learner is for Python
+    assert "palimpsest learn in-context gpicl --help" in found["gpicl"].commands
+    assert found["machinelearninglm"].commands == ["palimpsest reproduce machinelearninglm"]  # for Python alone
     assert [name for name, _ in found["muse"].sources()] == ["claims/muse.py", "audit/muse.py"]
 
 

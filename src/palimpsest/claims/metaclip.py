@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from palimpsest.claims.definition import Expect, claim
 from palimpsest.core.fit import fit
 from palimpsest.core.seeds import numpy_rng, seed_everything
-from palimpsest.models.vision_language import Towers, pixels_of
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond", "bar", "corner")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
@@ -210,6 +209,42 @@ def _tokens(texts: list[str]) -> Tensor:
     return ids
 
 
+def _pixels(pictures: np.ndarray) -> Tensor:
+    return torch.from_numpy(pictures).float() / 127.5 - 1
+
+
+class Towers(nn.Module):
+    """CLIP's two towers and temperature (Radford et al. 2021): two convolutions, and the mean of word vectors."""
+
+    def __init__(self, words: int, width: int = 64):
+        super().__init__()
+        self.image = nn.Sequential(
+            nn.Conv2d(3, 32, 4, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(32, width, 3, 2, 1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(25 * width, width),
+        )
+        self.words = nn.EmbeddingBag(words, width, mode="mean", padding_idx=0)
+        self.text = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """(B, 3, 20, 20) -> (B, width), of length 1."""
+        return nn.functional.normalize(self.image(pixels), dim=1)
+
+    def texts(self, ids: Tensor) -> Tensor:
+        """(B, 12) -> (B, width), of length 1."""
+        return nn.functional.normalize(self.text(self.words(ids)), dim=1)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """The symmetric InfoNCE loss."""
+        logits = self.scale.exp().clamp(max=100) * self.images(batch["pixels"]) @ self.texts(batch["ids"]).T
+        right = torch.arange(len(logits))
+        return (nn.functional.cross_entropy(logits, right) + nn.functional.cross_entropy(logits.T, right)) / 2
+
+
 def _trained(pool: Pool, rows: np.ndarray, seed: int, steps: int) -> Towers:
     """The model after `steps` batches drawn from `rows`, whatever their number."""
     ids, pixels = _tokens([pool.texts[row] for row in rows]), pool.pictures[rows]
@@ -218,7 +253,7 @@ def _trained(pool: Pool, rows: np.ndarray, seed: int, steps: int) -> Towers:
 
     def batches(step: int) -> dict[str, Tensor]:
         pick = numpy_rng(seed, "batch", step).integers(len(rows), size=_BATCH)
-        return {"ids": ids[pick], "pixels": pixels_of(pixels[pick])}
+        return {"ids": ids[pick], "pixels": _pixels(pixels[pick])}
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         found: Tensor = model(batch)
@@ -236,7 +271,7 @@ def _zero_shot(model: Towers, seed: int) -> np.ndarray:
     names = [(SHAPES[s], COLOURS[c], TEXTURES[t]) for s, c, t in CONCEPTS]
     prompts = [prompt.format(s=s, c=c, t=t) for s, c, t in names for prompt in PROMPTS]
     truth = np.repeat(np.arange(len(CONCEPTS)), _TEST)
-    pixels = pixels_of(_pictures(truth, numpy_rng(seed, "test")))
+    pixels = _pixels(_pictures(truth, numpy_rng(seed, "test")))
     model.eval()
     with torch.no_grad():
         text = model.texts(_tokens(prompts)).reshape(len(names), len(PROMPTS), -1).mean(1)

@@ -148,11 +148,23 @@ def compare_learners(options: CompareLearners) -> int:
 
 
 Job = Callable[[MethodInfo, Any, Any], int]
-# a family's job and its options, which may depend on the first of a method's `inputs`
-FAMILIES: dict[str, tuple[Job, type | dict[str, type]]] = {
-    FAMILY: (few_shot, FewShotOptions),
-    in_context.FAMILY: (in_context.learn, in_context.OPTIONS),
-    continual.FAMILY: (continual.learn, continual.ContinualOptions),
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the methods of a family share: their kind of task."""
+
+    summary: str
+    job: Job
+    options: type | dict[str, type]  # may depend on the first of a method's `inputs`
+
+
+FAMILIES = {
+    FAMILY: Family("new classes from a few examples of each", few_shot, FewShotOptions),
+    in_context.FAMILY: Family(
+        "examples in the context decide; no weight changes", in_context.learn, in_context.OPTIONS
+    ),
+    continual.FAMILY: Family("classes that come one task after another", continual.learn, continual.ContinualOptions),
 }
 
 

@@ -14,6 +14,7 @@ from palimpsest.learn.fewshot import (
     MNAV,
     RAML,
     DemonstrationRetrieval,
+    FastSlow,
     MatchingNet,
     OProto,
     ProtoBias,
@@ -21,7 +22,15 @@ from palimpsest.learn.fewshot import (
     RelationNet,
     SusanaDistancia,
 )
-from palimpsest.learn.incontext import GPICL, MEND, BayesianPrism, HyperTuning, MomentumAttention, PromptTuning
+from palimpsest.learn.incontext import (
+    GPICL,
+    MEND,
+    BayesianPrism,
+    HyperTuning,
+    MachineLearningLM,
+    MomentumAttention,
+    PromptTuning,
+)
 from palimpsest.learn.learner import Fitted, Learner, Predictor, load, save
 
 __all__ = [
@@ -39,12 +48,14 @@ __all__ = [
     "DemonstrationRetrieval",
     "Episodes",
     "Examples",
+    "FastSlow",
     "FineTuning",
     "Fitted",
     "HyperTuning",
     "Learner",
     "LinearProbe",
     "LwF",
+    "MachineLearningLM",
     "MatchingNet",
     "MomentumAttention",
     "OProto",

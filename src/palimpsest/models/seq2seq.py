@@ -92,7 +92,7 @@ class Seq2Seq:
     def copy(self) -> Seq2Seq:
         return Seq2Seq(copy.deepcopy(self.model), self.tokenizer)
 
-    @property
+    @cached_property
     def mask(self) -> str:
         """What stands for the answer in a question: the mask of a denoiser, a sentinel of T5, or a word."""
         if self.tokenizer.mask_token:

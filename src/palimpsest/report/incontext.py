@@ -16,7 +16,7 @@ from palimpsest.core.records import Evidence
 from palimpsest.learn.incontext.gpicl import Trial
 from palimpsest.report import parts, plots
 from palimpsest.report.html import render
-from palimpsest.report.words import duration
+from palimpsest.report.words import duration, number
 
 _ROLES = ("after", "reference", "before", "ink", "muted")  # of the lines, largest model first
 _PLACES = 9  # of a context's length that are marked
@@ -35,7 +35,7 @@ def write(evidence: Evidence, folder: str | Path) -> Path:
         "undertext": evidence.model["after"]["sha256"],
         "headline": headline,
         "facts": [("Method", evidence.method["name"]), ("Time", duration(evidence.seconds))],
-        "course": _course(extras["course"], extras["along"], extras["unit"]) if "course" in extras else "",
+        "course": _course(extras["course"], extras["along"], extras["unit"]) if "course" in extras else None,
         "caption": f"{extras.get('unit', '')}, by {extras.get('along', '')}".capitalize() + ".",
         "rows": [parts.row(m) for m in evidence.measurements],
         "curves": parts.curves(extras.get("curves") or {}),
@@ -47,8 +47,8 @@ def write(evidence: Evidence, folder: str | Path) -> Path:
     return path
 
 
-def _course(found: Mapping[str, Sequence[float]], along: str, unit: str) -> Any:
-    """Each measurement by the length of the context, at up to `_PLACES` lengths."""
+def _course(found: Mapping[str, Sequence[float]], along: str, unit: str) -> dict[str, Any]:
+    """Each measurement by the length of the context, at up to `_PLACES` lengths: a picture and its numbers."""
     length = len(next(iter(found.values())))
     places = sorted({round(n * (length - 1) / max(1, _PLACES - 1)) for n in range(_PLACES)})
     lines = [
@@ -56,9 +56,9 @@ def _course(found: Mapping[str, Sequence[float]], along: str, unit: str) -> Any:
         for role, (name, values) in zip(_ROLES, found.items(), strict=False)
     ]
     percent = unit.endswith("%")
-    return parts.markup(
-        plots.sweep([str(place) for place in places], lines, "course", unit, along=along, percent=percent)
-    )
+    svg = plots.sweep([str(place) for place in places], lines, "course", unit, along=along, percent=percent)
+    rows = [[str(place), *(number(line.values[n], 2) for line in lines)] for n, place in enumerate(places)]
+    return {"svg": parts.markup(svg), "heads": [along, *(line.name for line in lines)], "rows": rows}
 
 
 def transition(trials: Sequence[Trial], key: str) -> str:

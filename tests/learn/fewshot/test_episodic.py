@@ -17,6 +17,7 @@ from palimpsest.learn.learner import load, save
 
 QUIET = Watch(progress=False)
 METHODS = [info for info in all_methods("learn") if getattr(info.cls, "family", "") == "few-shot"]
+SLOW = ("fast-slow",)  # compares nothing by itself: it must learn to compare, for hundreds of steps (see its own test)
 every = pytest.mark.parametrize("info", METHODS, ids=lambda info: info.name)
 
 
@@ -50,7 +51,7 @@ def test_many_at_once_is_the_same_as_one_by_one(info, kind, request, tmp_path):
     np.testing.assert_array_equal(again.answer(episodes, rows), together)
 
 
-@every
+@pytest.mark.parametrize("info", [info for info in METHODS if info.name not in SLOW], ids=lambda info: info.name)
 def test_learning_helps_on_new_classes(info, features):
     train, test = (features.of_classes(features.names[part]) for part in (slice(0, 8), slice(8, 12)))
     nota = 0.2 if info.cls.answers_none else 0.0

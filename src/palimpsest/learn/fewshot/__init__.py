@@ -1,6 +1,7 @@
 """Learners of few-shot episodes: metric learners, gradient learners, and those that may answer "none of the above"."""
 
 from palimpsest.learn.fewshot.demonstration_retrieval import DemonstrationRetrieval
+from palimpsest.learn.fewshot.fast_slow import FastSlow
 from palimpsest.learn.fewshot.gpam import GPAM
 from palimpsest.learn.fewshot.maml import ANIL, MAML
 from palimpsest.learn.fewshot.matching import MatchingNet
@@ -17,6 +18,7 @@ __all__ = [
     "MNAV",
     "RAML",
     "DemonstrationRetrieval",
+    "FastSlow",
     "MatchingNet",
     "OProto",
     "ProtoBias",
