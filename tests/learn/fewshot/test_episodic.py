@@ -30,8 +30,15 @@ def small(info, **changes):
     return info(**{"steps": 8, "episodes": 2, "width": 8, "lr": 1e-3, **changes})
 
 
-@every
-@pytest.mark.parametrize("kind", ["features", "images"])
+@pytest.mark.parametrize(
+    ("info", "kind"),
+    [
+        pytest.param(info, kind, id=f"{info.name}-{kind}")
+        for info in METHODS
+        for kind in ("features", "images")
+        if kind in info.cls.inputs
+    ],
+)
 def test_many_at_once_is_the_same_as_one_by_one(info, kind, request, tmp_path):
     pool = request.getfixturevalue(kind)
     episodes = stream(pool, info)
