@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common import in_turns, ratio_of, report
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples
+from palimpsest.data.episodes import Episodes
+from palimpsest.data.tasks import Examples
 from palimpsest.learn import ProtoNet, evaluate
 
 EPISODES, SHARE = 10_000, 20

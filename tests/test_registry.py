@@ -21,11 +21,12 @@ from palimpsest import catalog, claims
 from palimpsest.core.errors import InputError
 from palimpsest.core.methods import MethodInfo, all_methods, config_of, get, info_of, kebab
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples, Task
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.functions import Dense, FunctionStream
 from palimpsest.data.records import select_questions
 from palimpsest.data.request import ForgetRequest
 from palimpsest.data.tables import TablePrior, Tables
+from palimpsest.data.tasks import Examples, Task
 from palimpsest.data.text_tasks import TextTask
 from palimpsest.data.world import World
 from palimpsest.learn import evaluate, load, save

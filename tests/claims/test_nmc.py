@@ -3,7 +3,7 @@ import pytest
 
 from palimpsest.claims import nmc
 from palimpsest.core.errors import InputError
-from palimpsest.data.episodes import Examples
+from palimpsest.data.tasks import Examples
 
 
 @pytest.fixture

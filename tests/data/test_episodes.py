@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palimpsest.core.errors import InputError
-from palimpsest.data.episodes import CONTEXTS, Episodes, Examples, Task, Tasks, split_classes
+from palimpsest.data.episodes import CONTEXTS, Episodes
+from palimpsest.data.tasks import Examples, Task, Tasks, split_classes
 
 
 def pool(classes=8, each=12, contexts=None, x=None):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from palimpsest.core.errors import InputError
-from palimpsest.data.episodes import Episodes, Examples
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.evaluation import Scores, evaluate, in_words, interval
+from palimpsest.data.tasks import Examples
 
 
 def test_scores_of_known_and_unknown_queries():

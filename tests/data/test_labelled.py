@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from palimpsest.core.errors import InputError
-from palimpsest.data.episodes import Examples
 from palimpsest.data.labelled import read, rotated
 from palimpsest.data.pictures import as_images
+from palimpsest.data.tasks import Examples
 
 
 def labels(classes=10, each=3):

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from palimpsest.core.errors import InputError
-from palimpsest.data.episodes import Episodes, Examples
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.projections import BaseSet, ProjectedTasks, Projections, scaled
+from palimpsest.data.tasks import Examples
 
 
 @pytest.fixture(scope="module")

@@ -109,9 +109,9 @@ def _classifier(plan: Storm, texts: Sequence[str], labels: Tensor, classes: list
     model.config.pad_token_id = tokenizer.pad_token_id  # where a decoder classifies, it looks for the last real token
     samples = Texts.read(texts, labels, len(classes), tokenizer, max_length=plan.max_length)
 
-    def save(trained: nn.Module, folder: Path) -> None:
+    def save(trained: Any, folder: Path) -> None:
         with atomic_folder(folder) as temporary, quiet():
-            trained.save_pretrained(temporary)  # type: ignore[operator]
+            trained.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
 
     return Learner(_placed(model), samples, classes, save)

@@ -24,10 +24,10 @@ import numpy as np
 
 from palimpsest.core.errors import InputError
 from palimpsest.data import formats
-from palimpsest.data.episodes import Examples, split_classes
 from palimpsest.data.pictures import SUFFIXES, as_images, read_folder
 from palimpsest.data.relations import parse
 from palimpsest.data.sources import find
+from palimpsest.data.tasks import Examples, split_classes
 
 Kind = Literal["images", "features", "texts", "relations"]
 PARTS = {

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from palimpsest.core.errors import InputError, unknown
 from palimpsest.core.seeds import derive, numpy_rng
-from palimpsest.data.episodes import TaskStream
+from palimpsest.data.tasks import TaskStream
 
 BUNDLED = ("digits", "wine", "breast-cancer", "iris")
 

@@ -16,8 +16,8 @@ from palimpsest.core.errors import InputError
 from palimpsest.core.files import sha256_of
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.data import formats
-from palimpsest.data.episodes import Task
 from palimpsest.data.sources import find
+from palimpsest.data.tasks import Task
 
 Pair = tuple[str, str]  # an input and its output
 

@@ -22,7 +22,7 @@ from palimpsest.core.methods import MethodInfo, all_methods, config_of, get
 from palimpsest.core.records import Evidence, Measurement
 
 if TYPE_CHECKING:
-    from palimpsest.data.episodes import Examples
+    from palimpsest.data.tasks import Examples
     from palimpsest.learn.continual.protocol import ContinualStream, Course
 
 FAMILY = "continual"

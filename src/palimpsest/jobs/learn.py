@@ -22,8 +22,9 @@ from palimpsest.core.records import Evidence, Measurement
 from palimpsest.jobs import continual, in_context
 
 if TYPE_CHECKING:
-    from palimpsest.data.episodes import Episodes, Examples
+    from palimpsest.data.episodes import Episodes
     from palimpsest.data.labelled import Splits
+    from palimpsest.data.tasks import Examples
 
 _SHOWN_QUERIES = 60  # of an episode's embedding in the report
 FAMILY = "few-shot"

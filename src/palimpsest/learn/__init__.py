@@ -4,8 +4,9 @@ A learner is a frozen dataclass: ``fitted = learner.meta_fit(stream)``, ``predic
 ``labels = predictor(x)`` (see `learner`).  Families are packages: ``fewshot``, ``continual``, ``incontext``, ...
 """
 
-from palimpsest.data.episodes import Episodes, Examples, Task, Tasks, TaskStream
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.evaluation import Scores, evaluate
+from palimpsest.data.tasks import Examples, Task, Tasks, TaskStream
 from palimpsest.learn.continual import EWC, KNN, NMC, FineTuning, LinearProbe, LwF, Replay
 from palimpsest.learn.fewshot import (
     ANIL,

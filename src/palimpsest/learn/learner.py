@@ -21,7 +21,7 @@ from palimpsest.core import methods
 from palimpsest.core.errors import InputError
 from palimpsest.core.files import atomic_folder, write_json
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Task, TaskStream
+from palimpsest.data.tasks import Task, TaskStream
 
 
 class Predictor(Protocol):

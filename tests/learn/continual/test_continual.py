@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palimpsest.core.errors import InputError
-from palimpsest.data.episodes import Examples
+from palimpsest.data.tasks import Examples
 from palimpsest.learn import EWC, KNN, NMC, FineTuning, LinearProbe, LwF, Replay, load, save
 from palimpsest.learn.continual.baselines import Head
 from palimpsest.learn.continual.protocol import ContinualStream, Course, parted, run

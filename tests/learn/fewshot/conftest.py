@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from palimpsest.data.episodes import Examples
+from palimpsest.data.tasks import Examples
 
 
 @pytest.fixture(scope="session")

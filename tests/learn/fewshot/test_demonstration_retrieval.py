@@ -10,8 +10,9 @@ from palimpsest.core.errors import InputError
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
 from palimpsest.data.batches import IGNORE
-from palimpsest.data.episodes import Episodes, Examples, Task, Tasks
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.evaluation import evaluate
+from palimpsest.data.tasks import Examples, Task, Tasks
 from palimpsest.data.text_tasks import TextTask
 from palimpsest.learn import load, save
 from palimpsest.learn.fewshot import demonstration_retrieval as module

@@ -9,8 +9,9 @@ import torch
 from palimpsest.core.errors import InputError
 from palimpsest.core.methods import all_methods
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples, Task, Tasks
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.evaluation import evaluate
+from palimpsest.data.tasks import Examples, Task, Tasks
 from palimpsest.learn.fewshot import MAML, MatchingNet, ProtoNet, RelationNet
 from palimpsest.learn.fewshot.episodic import _products_pay, augmented, class_means, squared_distances
 from palimpsest.learn.learner import load, save

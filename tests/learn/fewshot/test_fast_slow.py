@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from palimpsest.core.errors import InputError
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.evaluation import evaluate
+from palimpsest.data.tasks import Examples
 from palimpsest.learn.fewshot import FastSlow
 from palimpsest.learn.fewshot.fast_slow import Feedback, Memory, State, limited
 from palimpsest.learn.learner import load, save

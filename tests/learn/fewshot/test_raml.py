@@ -9,8 +9,9 @@ import torch
 from palimpsest.core.errors import InputError
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples, Tasks
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.evaluation import evaluate
+from palimpsest.data.tasks import Examples, Tasks
 from palimpsest.learn import load, save
 from palimpsest.learn.fewshot import raml
 from palimpsest.learn.fewshot.episodic import EpisodeBatches

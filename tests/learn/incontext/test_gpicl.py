@@ -11,8 +11,9 @@ import torch
 
 from palimpsest.core.errors import InputError
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples, Task
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.projections import BaseSet, Projections
+from palimpsest.data.tasks import Examples, Task
 from palimpsest.learn.incontext.gpicl import (
     CLASSIFIERS,
     GPICL,

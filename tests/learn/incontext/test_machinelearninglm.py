@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from palimpsest.core.errors import InputError
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Examples, Task
 from palimpsest.data.tables import IGNORE, TablePrior, Tables
+from palimpsest.data.tasks import Examples, Task
 from palimpsest.learn import load, save
 from palimpsest.learn.incontext import json_labels, table_prompts
 from palimpsest.learn.incontext.machinelearninglm import MachineLearningLM, Prompted, Staged, TabularLM, voted

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from palimpsest.core.errors import InputError
 from palimpsest.core.watch import Watch
 from palimpsest.data.batches import share
-from palimpsest.data.episodes import Examples, Task
+from palimpsest.data.tasks import Examples, Task
 from palimpsest.data.text_tasks import TextTask
 from palimpsest.learn import load, save
 from palimpsest.learn.incontext.distillation import distances, first_vectors, negative_log_likelihoods

@@ -25,7 +25,7 @@ from torch import Tensor
 from palimpsest.core.errors import InputError
 from palimpsest.core.files import write_json
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Examples, Task, TaskStream
+from palimpsest.data.tasks import Examples, Task, TaskStream
 from palimpsest.learn.learner import Learner
 
 

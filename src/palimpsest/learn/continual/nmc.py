@@ -18,7 +18,7 @@ from torch import Tensor
 from palimpsest.core.errors import InputError, unknown
 from palimpsest.core.methods import method
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Examples
+from palimpsest.data.tasks import Examples
 from palimpsest.learn.continual.continual import ContinualLearner, Known, grown
 
 Rule = Literal["euclidean", "cosine"]

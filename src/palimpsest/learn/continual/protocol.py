@@ -19,7 +19,7 @@ import numpy as np
 from palimpsest.core.errors import InputError
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Examples, Task, TaskStream
+from palimpsest.data.tasks import Examples, Task, TaskStream
 
 
 @dataclass(frozen=True, eq=False)

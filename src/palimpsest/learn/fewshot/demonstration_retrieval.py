@@ -26,7 +26,8 @@ from palimpsest.core.files import write_json
 from palimpsest.core.methods import method
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Task, TaskStream
+from palimpsest.data.episodes import Episodes
+from palimpsest.data.tasks import Task, TaskStream
 from palimpsest.data.text_tasks import TextTask
 from palimpsest.learn.learner import Learner
 from palimpsest.models.encoder import PACKAGED

@@ -24,7 +24,8 @@ from palimpsest.core.files import write_json
 from palimpsest.core.methods import info_of
 from palimpsest.core.seeds import seed_everything
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Rows, Task, TaskStream, pick
+from palimpsest.data.episodes import Episodes, Rows
+from palimpsest.data.tasks import Task, TaskStream, pick
 from palimpsest.learn.learner import Learner
 from palimpsest.models.convnet import ConvNet, halves, network_for
 

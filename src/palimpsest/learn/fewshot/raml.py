@@ -25,7 +25,8 @@ from palimpsest.core.errors import InputError, unknown
 from palimpsest.core.files import write_json
 from palimpsest.core.methods import method
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples, Task, TaskStream
+from palimpsest.data.episodes import Episodes
+from palimpsest.data.tasks import Examples, Task, TaskStream
 from palimpsest.learn.fewshot.episodic import (
     Batch,
     Episodic,

@@ -24,8 +24,8 @@ from palimpsest.core.methods import method
 from palimpsest.core.seeds import derive, numpy_rng
 from palimpsest.core.watch import Watch
 from palimpsest.data.ahead import ahead
-from palimpsest.data.episodes import Task, TaskStream
 from palimpsest.data.projections import BaseSet, ProjectedTasks, Projections, scaled, transform
+from palimpsest.data.tasks import Task, TaskStream
 from palimpsest.learn.learner import Learner
 from palimpsest.models.sequences import Kind, SequenceConfig, SequenceModel, build, load, save
 

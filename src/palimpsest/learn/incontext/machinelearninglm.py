@@ -27,8 +27,8 @@ from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
 from palimpsest.data.ahead import ahead
 from palimpsest.data.batches import Batch
-from palimpsest.data.episodes import Task
 from palimpsest.data.tables import IGNORE, Tables
+from palimpsest.data.tasks import Task
 from palimpsest.learn.incontext import json_labels, table_prompts
 from palimpsest.learn.incontext.packed_rows import PackedRows, column_vectors, fresh, packed_loss
 from palimpsest.learn.incontext.warm_start import Pool

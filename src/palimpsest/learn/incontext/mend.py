@@ -25,7 +25,7 @@ from palimpsest.core.errors import InputError, unknown
 from palimpsest.core.methods import method
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Task
+from palimpsest.data.tasks import Task
 from palimpsest.data.text_tasks import Pair, TextTask, draw
 from palimpsest.learn.incontext.distillation import (
     Distiller,

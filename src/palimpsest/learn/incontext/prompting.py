@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from palimpsest.core.errors import InputError
-from palimpsest.data.episodes import Task
+from palimpsest.data.tasks import Task
 from palimpsest.data.text_tasks import Pair, TextTask
 from palimpsest.models.prefix import Prefix
 
