@@ -190,7 +190,8 @@ def _learn(rest: Arguments) -> int:
     name, rest = _positional(rest, "METHOD", _summaries(known), program)
     job, options = learn.FAMILIES[family].job, learn.FAMILIES[family].options
     if isinstance(options, dict):
-        options = options[known[name].cls.inputs[0]]  # type: ignore[attr-defined]  # of every learner
+        learner: Any = known[name].cls
+        options = options[learner.inputs[0]]
     return _work(known[name], job, options, rest, f"{program} {name}")
 
 
@@ -210,7 +211,8 @@ def _summaries(known: dict[str, Any]) -> dict[str, str]:
 def _flat(cls: type) -> Any:
     import tyro
 
-    return tyro.conf.OmitArgPrefixes[cls]  # type: ignore[misc, valid-type]
+    without_prefix: Any = tyro.conf.OmitArgPrefixes  # an annotation that is made at run time
+    return without_prefix[cls]
 
 
 def _positional(rest: Arguments, kind: str, known: dict[str, Any], program: str) -> tuple[str, Arguments]:

@@ -100,7 +100,8 @@ class Reader:
     def read(self, name: str, attack: Attack, access: Access) -> Reading:
         opened = name == "opened" or (access == "open-weights" and attack.access != "api")
         side = self.side.opened if opened and self.side.lm.guard is not None else self.side
-        key = [_VERSION, type(attack).__name__, asdict(attack), self._who, side.lm.guard is not self.side.lm.guard]  # type: ignore[call-overload]
+        settings: Any = attack
+        key = [_VERSION, type(attack).__name__, asdict(settings), self._who, side.lm.guard is not self.side.lm.guard]
 
         def build(folder: Any) -> None:
             found = attack(side)

@@ -207,7 +207,12 @@ class Trial:
         """The unlearned models; None where training broke down."""
         rule, forget, retain = course
         if models is not None:
-            forget, retain = (replace(one, outputs=one.outputs[:models]) for one in (forget, retain))  # type: ignore[index]
+            assert forget.outputs is not None
+            assert retain.outputs is not None
+            forget, retain = (
+                replace(forget, outputs=forget.outputs[:models]),
+                replace(retain, outputs=retain.outputs[:models]),
+            )
         chosen = self.originals if models is None else self.first(models)
         steps = max(5, round(STEPS * min(1.0, self.scale)))
         with suppress(TrainingDiverged):

@@ -25,8 +25,9 @@ from torch import nn
 from palimpsest.claims import Expect, claim
 from palimpsest.core.seeds import numpy_rng, seed_everything
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.evaluation import evaluate
+from palimpsest.data.tasks import Examples
 from palimpsest.learn.fewshot.episodic import EpisodeBatches, FittedEpisodic
 from palimpsest.learn.fewshot.fast_slow import FastSlow, Feedback, Tail
 

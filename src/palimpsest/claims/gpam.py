@@ -25,8 +25,9 @@ from palimpsest.claims import Expect, claim
 from palimpsest.core.errors import InputError
 from palimpsest.core.statistics import auc
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples, split_classes
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.labelled import read_rows
+from palimpsest.data.tasks import Examples, split_classes
 from palimpsest.learn.fewshot.episodic import FittedEpisodic
 from palimpsest.learn.fewshot.gpam import GPAM
 from palimpsest.learn.fewshot.open_set import MNAV, OpenSet, OProto, ProtoBias, none_score

@@ -22,8 +22,8 @@ from palimpsest.core.errors import InputError
 from palimpsest.core.seeds import numpy_rng, seed_everything
 from palimpsest.core.watch import Watch
 from palimpsest.data.development import development_data
-from palimpsest.data.episodes import Examples
 from palimpsest.data.labelled import read_rows
+from palimpsest.data.tasks import Examples
 from palimpsest.learn.continual.baselines import EWC, KNN, FineTuning, LinearProbe, LwF, Replay
 from palimpsest.learn.continual.continual import ContinualLearner
 from palimpsest.learn.continual.nmc import NMC

@@ -22,9 +22,10 @@ import numpy as np
 from palimpsest.claims import Expect, claim
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples, Task, TaskStream
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.evaluation import evaluate
 from palimpsest.data.kinds import CUES, Kinds, kinds
+from palimpsest.data.tasks import Examples, Task, TaskStream
 from palimpsest.learn.fewshot.raml import RAML, Corpus, FittedRAML
 from palimpsest.models.encoder import PACKAGED
 from palimpsest.models.features import vectors_of

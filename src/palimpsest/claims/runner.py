@@ -204,8 +204,8 @@ def _finished(
 
 def _runs(claim: Claim, seeds: tuple[int, ...], scale: float) -> list[Run]:
     """The method on every seed, then the control: both of a seed may want one cached base model, built by the first."""
-    measure = claim.measure
-    module, attribute = measure.__module__, measure.__qualname__  # type: ignore[attr-defined]
+    measure: Any = claim.measure
+    module, attribute = measure.__module__, measure.__qualname__
     return [
         Run(module, attribute, claim.paper, seed, mechanism, scale) for mechanism in (True, False) for seed in seeds
     ]

@@ -16,8 +16,9 @@ import torch
 from palimpsest.claims import Expect, claim
 from palimpsest.core.seeds import numpy_rng
 from palimpsest.core.watch import Watch
-from palimpsest.data.episodes import Episodes, Examples
+from palimpsest.data.episodes import Episodes
 from palimpsest.data.evaluation import evaluate
+from palimpsest.data.tasks import Examples
 from palimpsest.learn.fewshot.episodic import FittedEpisodic
 from palimpsest.learn.fewshot.susana_distancia import Name, SusanaDistancia, icnn_score
 

@@ -174,7 +174,7 @@ class _Run:
             if parameters
         ]
         self.fused = self.device.type in _READ_EVERY
-        self.adamw = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=self.recipe.betas, fused=self.fused)
+        self.adamw: Any = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=self.recipe.betas, fused=self.fused)
         self.objective, self.optimizer = self.accelerator.prepare(objective, self.adamw)
         self.world = self.accelerator.num_processes
         self.read_every = _READ_EVERY.get(self.device.type, 1)
@@ -263,7 +263,7 @@ class _Run:
         else:  # the fused kernel reads the flag on the device, so the host need not wait for it
             flag = broken.to(torch.float32)
             self.bad = flag if self.bad is None else torch.maximum(self.bad, flag)
-            self.adamw.found_inf = self.bad  # type: ignore[attr-defined]
+            self.adamw.found_inf = self.bad
         self.optimizer.step()
 
     def _clip(self) -> Tensor:

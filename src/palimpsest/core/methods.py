@@ -59,7 +59,8 @@ def method(*, verb: str, paper: str, name: str | None = None) -> Callable[[C], C
         raise unknown("verb", verb, VERBS)
 
     def register(cls: C) -> C:
-        if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        made_by: Any = getattr(cls, "__dataclass_params__", None)
+        if made_by is None or not made_by.frozen:
             raise TypeError(f"{cls.__name__} must be a frozen dataclass")
         info = MethodInfo(name or kebab(cls.__name__), verb, paper, cls)
         known = _registry.get((verb, info.name))

@@ -47,10 +47,11 @@ class Course:
 class Heads(nn.Module):
     """(B, T) ids and mask -> (B, K): the logits of each class field and the value of each scale, field after field."""
 
-    def __init__(self, encoder: nn.Module, schema: Schema, pooling: str):
+    def __init__(self, encoder: Any, schema: Schema, pooling: str):
         super().__init__()
-        self.encoder, self.pooling = encoder, pooling
-        width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.encoder: Any = encoder
+        self.pooling = pooling
+        width = int(encoder.config.hidden_size)
         self.out = nn.Linear(width, sum(_outputs(field) for field in schema.fields))
         with torch.no_grad():  # a scale starts from its middle: the way there is long at a small learning rate
             for field, part in _parts(schema):
@@ -104,7 +105,7 @@ class Student:
         from safetensors.torch import save_file
 
         with quiet():
-            self.model.encoder.save_pretrained(folder)  # type: ignore[operator]
+            self.model.encoder.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         save_file(self.model.out.state_dict(), folder / _FILES[1])
         told = {"schema": self.schema.to_json(), "pooling": self.model.pooling, "length": self.length}

@@ -53,7 +53,7 @@ def open_binary(path: str) -> IO[bytes]:
     """A local file or one behind a URL, unpacked if its name ends in ``.gz``."""
     packed = path.lower().endswith(".gz")
     if "://" not in path:
-        return gzip.open(path, "rb") if packed else open(path, "rb")  # type: ignore[return-value]
+        return formats.open_binary(Path(path))
     from pyarrow import fs
 
     system, inner = fs.FileSystem.from_uri(path)

@@ -274,28 +274,30 @@ Tree = TypeVar("Tree")
 
 def share(tree: Tree, index: int, shares: int) -> Tree:
     """The `index`-th of `shares` shares of a batch: `Batch`, tensor (rows first), or dict, list, tuple of them."""
+    found: Any = tree
     if shares == 1:
         return tree
-    if isinstance(tree, Batch):
-        return tree.share(index, shares)  # type: ignore[return-value]
-    if isinstance(tree, Tensor):
-        return tree[index::shares]  # type: ignore[return-value]
-    if isinstance(tree, dict):
-        return {name: share(value, index, shares) for name, value in tree.items()}  # type: ignore[return-value]
-    if isinstance(tree, list | tuple):
-        return type(tree)(share(value, index, shares) for value in tree)
-    return tree
+    if isinstance(found, Batch):
+        found = found.share(index, shares)
+    elif isinstance(found, Tensor):
+        found = found[index::shares]
+    elif isinstance(found, dict):
+        found = {name: share(value, index, shares) for name, value in found.items()}
+    elif isinstance(found, list | tuple):
+        found = type(found)(share(value, index, shares) for value in found)
+    return found
 
 
 def to_device(tree: Tree, device: torch.device | str) -> Tree:
     """The same batch on another device."""
-    if isinstance(tree, Batch | Tensor):
-        return tree.to(device)  # type: ignore[return-value]
-    if isinstance(tree, dict):
-        return {name: to_device(value, device) for name, value in tree.items()}  # type: ignore[return-value]
-    if isinstance(tree, list | tuple):
-        return type(tree)(to_device(value, device) for value in tree)
-    return tree
+    found: Any = tree
+    if isinstance(found, Batch | Tensor):
+        found = found.to(device)
+    elif isinstance(found, dict):
+        found = {name: to_device(value, device) for name, value in found.items()}
+    elif isinstance(found, list | tuple):
+        found = type(found)(to_device(value, device) for value in found)
+    return found
 
 
 def count_tokens(tree: Any) -> int:

@@ -16,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from palimpsest.core.errors import InputError
 
@@ -219,7 +219,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, line with its end) of a UTF-8 file, plain or gzip; a byte order mark is dropped."""
     offset = 0
     try:
-        with _open(path) as handle:
+        with open_binary(path) as handle:
             for number, raw in enumerate(handle, 1):
                 if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
                     raise InputError(f"{path}: found UTF-16 text; wanted UTF-8 (save it again as UTF-8)")
@@ -238,8 +238,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+def open_binary(path: Path) -> BinaryIO:
+    """A file, unpacked if its name ends in ``.gz``."""
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _parse(line: str, where: str) -> Any:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,11 +55,13 @@ class Linear(Protocol):
         ...
 
 
-class _Weighted:
+class _Weighted(ABC):
     """What families of weighted features share; they draw `weights` and know their `features`."""
 
+    dim: Any  # of the inputs: a field or a property of every family
+
     def inputs(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        return rng.standard_normal((*shape, self.dim))  # type: ignore[attr-defined]
+        return rng.standard_normal((*shape, self.dim))
 
     def values(self, rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
         weights = self.weights(rng, len(x))
@@ -70,8 +73,8 @@ class _Weighted:
     def features(self, x: np.ndarray) -> np.ndarray:
         return x
 
-    def weights(self, rng: np.random.Generator, rows: int) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def weights(self, rng: np.random.Generator, rows: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -309,7 +312,7 @@ class Mixture:
             raise InputError("only families with the same features have an exact predictor as a mixture")
         if not all(isinstance(family, Linear) for family in self.families):
             raise InputError("not every family of the mixture is linear in known features")
-        return self.families  # type: ignore[return-value]
+        return cast(Sequence[Linear], self.families)
 
 
 def _widened(prior: Gaussian, features: int) -> Gaussian:

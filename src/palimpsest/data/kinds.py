@@ -13,7 +13,7 @@ import numpy as np
 
 from palimpsest.core.errors import InputError
 from palimpsest.core.seeds import numpy_rng
-from palimpsest.data.episodes import Examples
+from palimpsest.data.tasks import Examples
 
 CUES = 3  # passages about a word
 _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {  # kind: (twelve words, what is told of them)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from palimpsest.core.errors import InputError
-from palimpsest.data.episodes import Examples
+from palimpsest.data.tasks import Examples
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 GREY, COLOUR = 28, 84  # sides that the field uses: Omniglot's, miniImageNet's

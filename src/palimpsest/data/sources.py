@@ -61,10 +61,11 @@ def read(source: Source, *, wanted: Wanted = "any") -> Dataset:
 
 def _from_file(path: Path) -> Iterator[formats.Place]:
     """The rows of a file; one without any is an error even where other files have some."""
-    number = 0
-    for number, place in enumerate(formats.rows(path), 1):  # noqa: B007
+    empty = True
+    for place in formats.rows(path):
+        empty = False
         yield place
-    if number == 0:
+    if empty:
         raise InputError(f"{path}: the file is empty; wanted at least one {_unit(path)}")
 
 
