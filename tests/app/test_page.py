@@ -261,4 +261,11 @@ def test_in_a_browser(up, tmp_path):
         page.get_by_label("Your question").fill("Where does anybody live?")
         page.keyboard.press("Enter")
         page.wait_for_selector(".pal-answers")
+        page.get_by_label("Questions from the forget and retain sets").locator("visible=true").first.focus()
+        asked = page.get_by_role("option").locator("visible=true").first
+        words = asked.inner_text().split(": ", 1)[1].strip()
+        asked.click()
+        page.wait_for_function(
+            "words => document.querySelector('#question textarea, #question input').value === words", arg=words
+        )
         browser.close()

@@ -223,11 +223,12 @@ def _answers(jobs: Jobs, asker: Asker) -> None:
     run = _runs(jobs)
     with gr.Row():
         ready = gr.Dropdown([], label="Questions from the forget and retain sets", scale=2)
-        prompt = gr.Textbox(label="Your question", max_length=2000, scale=2)
+        prompt = gr.Textbox(label="Your question", max_length=2000, scale=2, elem_id="question")
     button = gr.Button("Ask all models", variant="primary")
     answer = gr.HTML()
     run.change(questions, run, ready, api_visibility="private")
-    ready.change(lambda text: text or "", ready, prompt, api_visibility="private")
+    # what a user picks, not what choosing a run puts there: that would wipe a question being typed
+    ready.input(lambda text: text or "", ready, prompt, api_visibility="private")
     batched: dict[str, Any] = {"batch": True, "max_batch_size": ASKERS}
     button.click(ask, [run, prompt], answer, api_name="ask", **batched)
     prompt.submit(ask, [run, prompt], answer, api_visibility="private", **batched)
